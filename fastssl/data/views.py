@@ -1,0 +1,98 @@
+"""What a view is: the constants from which every random crop and colour change of a recipe is drawn.
+
+A recipe states its views as groups. All views of one group share a size and one distribution; groups of equal size
+(BYOL's two asymmetric views, for example) meet again in one tensor when they are rendered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One group of `count` views of `size` × `size` pixels. Defaults: SimCLR on ImageNet (arXiv 2002.05709, app. A)."""
+
+    size: int = 224
+    """Side of the view in pixels, at least 8."""
+    count: int = 1
+    """How many views of this group each image gets."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest share of the image's area that a crop covers."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width / height of a crop."""
+    sampler: Literal["attempts", "tensorflow", "clip"] = "attempts"
+    """How a box is drawn: torchvision's ten attempts, TensorFlow's distorted bounding box, or BYOL's one clipped try."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Antialiased resampling filter."""
+    flip: float = 0.5
+    """Probability of a horizontal mirror."""
+    jitter: float = 0.8
+    """Probability that the four colour operations below are applied, in a random order."""
+    brightness: float = 0.8
+    """Brightness factor is uniform in [max(0, 1 - x), 1 + x]; with `additive_brightness`, an offset in [-x, x]."""
+    contrast: float = 0.8
+    """Contrast factor around the mean gray level is uniform in [max(0, 1 - x), 1 + x]."""
+    saturation: float = 0.8
+    """Saturation factor is uniform in [max(0, 1 - x), 1 + x]."""
+    hue: float = 0.2
+    """Hue shift is uniform in [-x, x] turns of the HSV wheel, at most 0.5."""
+    additive_brightness: bool = False
+    """Add to the brightness instead of multiplying it."""
+    grayscale: float = 0.2
+    """Probability of removing colour."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Least and greatest σ (with `blur_kind="pil"`, radius) of the blur in pixels."""
+    blur_kind: Literal["gaussian", "pil"] = "gaussian"
+    """A true Gaussian of 2·((size // 10) // 2) + 1 taps, or PIL's three box blurs."""
+    solarize: float = 0.0
+    """Probability of inverting the pixels at or above 0.5."""
+    invert: float = 0.0
+    """Probability of replacing every pixel v by 1 - v."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """All view groups of a recipe and the normalisation that every view, and every evaluated image, gets last."""
+
+    views: tuple[ViewSpec, ...] = (ViewSpec(count=2),)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def views_per_image(self) -> int:
+        return sum(spec.count for spec in self.views)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The deterministic view of evaluation: the central square of `crop` × the short side, resized to `size`."""
+
+    size: int = 224
+    crop: float = 0.875
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one batch of B images, grouped by resolution, so that a backbone runs once a resolution.
+
+    `groups[g]` is `[counts[g] * B, 3, size_g, size_g]`, view-major: rows v·B … v·B + B - 1 are view v of images 0 … B - 1.
+    Groups keep the order of the recipe.
+    """
+
+    groups: tuple[torch.Tensor, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def batch_size(self) -> int:
+        return self.groups[0].shape[0] // self.counts[0]
+
+    def to(self, device: torch.device, *, dtype: torch.dtype | None = None, non_blocking: bool = False) -> Views:
+        moved = tuple(g.to(device=device, dtype=dtype, non_blocking=non_blocking) for g in self.groups)
+        return Views(moved, self.counts)

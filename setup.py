@@ -1,0 +1,46 @@
+"""Two packages in one distribution: the training engine and the kernel library it stands on.
+
+The folder `kernels/` is mapped to the import name `fastssl_kernels`; no top-level module called `kernels` is
+installed, because that name belongs to another package.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Triton's interpreter and compiler interfaces change between minor releases; these are the ones tested.
+CORE = ["torch>=2.8", "numpy>=1.26", "triton>=3.7,<3.10; platform_system == 'Linux'"]
+TRAIN = [
+    "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
+    "torchvision>=0.23",
+    "tyro>=1.0",
+    "cattrs>=24.1",
+    "pyyaml>=6.0",
+    "rich>=13.0",
+    "tensorboard>=2.15",
+    "matplotlib>=3.8",
+    "scikit-learn>=1.4",
+    "safetensors>=0.4",
+    "pillow>=10.3",
+]
+TEST = ["pytest>=8.0", "ruff>=0.12", "mypy>=1.11", "types-PyYAML"]
+PEERS = ["lightly==1.6.0", "timm>=1.0"]
+
+setup(
+    name="fastssl-vision",
+    version="0.1.0",
+    description="Fast, exact self-supervised pre-training of image backbones",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=[
+        *find_packages(include=["fastssl", "fastssl.*"]),
+        *find_packages("kernels", include=["fastssl_kernels", "fastssl_kernels.*"]),
+    ],
+    package_dir={"fastssl_kernels": "kernels/fastssl_kernels"},
+    package_data={"fastssl": ["py.typed"], "fastssl_kernels": ["py.typed"]},
+    install_requires=CORE,
+    extras_require={"train": TRAIN, "test": TEST, "peers": PEERS},
+    entry_points={"console_scripts": ["fastssl = fastssl.cli:main"]},
+)
