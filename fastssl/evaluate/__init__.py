@@ -1,0 +1,1 @@
+"""How good a frozen backbone is: features, nearest neighbours, a linear probe, and signs of collapse."""
