@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # Triton's interpreter and compiler interfaces change between minor releases; these are the ones tested.
-CORE = ["torch>=2.8", "numpy>=1.26", "triton>=3.7,<3.10; platform_system == 'Linux'"]
+CORE = ["torch>=2.12", "numpy>=1.26", "triton>=3.7,<3.10; platform_system == 'Linux'"]
 TRAIN = [
     "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
     "torchvision>=0.23",

@@ -1,0 +1,8 @@
+"""`python -m fastssl`, for torchrun."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

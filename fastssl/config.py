@@ -1,0 +1,215 @@
+"""A run, as data: what the command line is generated from and what `config.yaml` holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cattrs
+import yaml
+
+from .data.views import Augmentation, CenterCrop, ViewSpec
+from .errors import UserError
+from .methods import SimCLRConfig
+from .models import BackboneConfig
+from .optim import OptimConfig
+
+BUILTIN = "builtin"
+"""The value of `--data` that names the built-in data set."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, how precise."""
+
+    epochs: int = 100
+    """Passes over the data."""
+    batch_size: int = 4096
+    """Images a step over all processes; each image gives all views of the recipe."""
+    max_steps: int | None = None
+    """Stop after so many steps; the schedule then spans them."""
+    precision: Literal["auto", "fp32", "bf16"] = "bf16"
+    """Arithmetic of the networks; losses and weights are always fp32. auto: bf16 where the hardware computes it."""
+    channels_last: bool = True
+    """Memory layout of images and convolutions."""
+    seed: int = 0
+    """Every random choice is a function of it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU when there is one."""
+    threads: int = 0
+    """CPU threads of the arithmetic; 0 takes all cores."""
+    checkpoint_minutes: float = 10.0
+    """Save `last.pt` so often, at the end of each epoch that is due, and at the end."""
+    checkpoint_steps: int | None = None
+    """Save every so many steps instead."""
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How bytes become views."""
+
+    decoder: Literal["auto", "dali", "torchvision"] = "auto"
+    """JPEG decoder; auto takes DALI where it is installed."""
+    threads: int = 2
+    """Decoding threads."""
+    max_bad_fraction: float = 0.01
+    """Stop when more than this share of the images seen cannot be read."""
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is measured while training."""
+
+    log_steps: int = 10
+    """Write metrics every so many steps."""
+    knn_epochs: int = 10
+    """kNN accuracy of the backbone every so many epochs and at the end (needs labels); 0 never."""
+    knn_k: int = 20
+    """Neighbours."""
+    knn_temperature: float = 0.1
+    """Weight of a neighbour at cosine s is exp(s / temperature)."""
+    knn_bank: int = 50_000
+    """Most training images used as neighbours."""
+    baselines: bool = True
+    """kNN accuracy of raw pixels and of the untrained network, before training (needs labels)."""
+    linear: bool = False
+    """Linear probe of the trained backbone at the end (needs labels)."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One pre-training run."""
+
+    data: str = BUILTIN
+    """Folder of class folders or of images, a tar of images, or "builtin"; its subfolder `train` if there is one."""
+    val_data: str | None = None
+    """Labelled images that the monitor evaluates; by default `val`, `validation` or `test` beside `train`."""
+    run_dir: str | None = None
+    """Where everything is written; by default runs/<method>-<recipe>."""
+    recipe: str = "imagenet-1000ep"
+    """Which published set of constants the rest starts from."""
+    method: SimCLRConfig = field(default_factory=SimCLRConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    augment: Augmentation = field(default_factory=Augmentation)
+    evaluate: CenterCrop = field(default_factory=CenterCrop)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    @property
+    def method_name(self) -> str:
+        return METHODS[type(self.method)]
+
+
+METHODS: dict[type, str] = {SimCLRConfig: "simclr"}
+
+
+def validate(config: Config) -> None:
+    """Raise `UserError` for the first constant that cannot be: before any work starts."""
+    config.optim.validate()
+    config.backbone.validate()
+    config.method.validate(config.augment.views_per_image)
+    for index, spec in enumerate(config.augment.views):
+        _validate_view(spec, f"--augment.views.{index}")
+    if config.evaluate.size < 8 or not 0 < config.evaluate.crop <= 1:
+        raise UserError(
+            "--evaluate.size must be at least 8 and --evaluate.crop in (0, 1], "
+            f"got {config.evaluate.size} and {config.evaluate.crop}"
+        )
+    if min(config.augment.std) <= 0:
+        raise UserError(f"--augment.std must be > 0 in every channel, got {config.augment.std}")
+    _validate_numbers(config)
+
+
+def _validate_view(spec: ViewSpec, name: str) -> None:
+    if spec.size < 8:
+        raise UserError(f"{name}.size must be at least 8 pixels, got {spec.size}")
+    if spec.count < 1:
+        raise UserError(f"{name}.count must be at least 1, got {spec.count}")
+    for key, low, high in (("scale", 0.0, 1.0), ("ratio", 0.0, math.inf), ("blur_sigma", 0.0, math.inf)):
+        least, most = getattr(spec, key)
+        if not low < least <= most <= high or math.isinf(most):
+            raise UserError(
+                f"{name}.{key.replace('_', '-')} must satisfy {low} < low <= high <= {high}, got {least} {most}"
+            )
+    for key in ("flip", "jitter", "grayscale", "blur", "solarize", "invert"):
+        if not 0 <= getattr(spec, key) <= 1:
+            raise UserError(f"{name}.{key} is a probability between 0 and 1, got {getattr(spec, key)}")
+    for key, limit in (("brightness", math.inf), ("contrast", math.inf), ("saturation", math.inf), ("hue", 0.5)):
+        value = getattr(spec, key)
+        if not 0 <= value <= limit or math.isinf(value):
+            raise UserError(f"{name}.{key} must be between 0 and {limit}, got {value}")
+
+
+def _validate_numbers(config: Config) -> None:
+    at_least: tuple[tuple[str, float | None, float], ...] = (
+        ("train.epochs", config.train.epochs, 1),
+        ("train.batch-size", config.train.batch_size, 2),
+        ("train.max-steps", config.train.max_steps, 1),
+        ("train.threads", config.train.threads, 0),
+        ("train.checkpoint-minutes", config.train.checkpoint_minutes, 0),
+        ("train.checkpoint-steps", config.train.checkpoint_steps, 1),
+        ("train.seed", config.train.seed, 0),
+        ("loader.threads", config.loader.threads, 1),
+        ("loader.max-bad-fraction", config.loader.max_bad_fraction, 0),
+        ("monitor.log-steps", config.monitor.log_steps, 1),
+        ("monitor.knn-epochs", config.monitor.knn_epochs, 0),
+        ("monitor.knn-k", config.monitor.knn_k, 1),
+        ("monitor.knn-bank", config.monitor.knn_bank, 1),
+    )
+    for name, value, least in at_least:
+        if value is not None and not value >= least:
+            raise UserError(f"--{name} must be at least {least:g}, got {value}")
+    if not config.monitor.knn_temperature > 0:
+        raise UserError(f"--monitor.knn-temperature must be > 0, got {config.monitor.knn_temperature}")
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain lists, numbers and strings; the method's name stands under `method_name`."""
+    plain = _lists(dataclasses.asdict(config))
+    return {"method_name": config.method_name, **plain}
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_lists(item) for item in value]
+    return value
+
+
+def from_dict(plain: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`. Raises `UserError` naming what is unknown or of the wrong type."""
+    plain = dict(plain)
+    name = plain.pop("method_name", None)
+    if name not in METHODS.values():
+        raise UserError(f"config.yaml: method_name must be one of {', '.join(METHODS.values())}, got {name!r}")
+    try:
+        return _converter.structure(plain, Config)
+    except cattrs.BaseValidationError as error:
+        raise UserError("config.yaml: " + "; ".join(cattrs.transform_error(error))) from None
+
+
+def save(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def load(path: Path) -> Config:
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: is {path.parent} a run directory?") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as YAML: {error}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{path} does not hold a configuration")
+    return from_dict(plain)

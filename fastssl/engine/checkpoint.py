@@ -1,0 +1,72 @@
+"""Checkpoints that are whole or not there, and that never execute code.
+
+A file is written under a temporary name, flushed to the disk and renamed, so that a reader finds the old or the new one
+and nothing between. Its zip container holds a CRC-32 of every record, which is checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+
+FORMAT = 1
+"""Raised when the layout of a checkpoint changes."""
+
+KEYS = frozenset({"format", "config", "method", "optimizer", "step", "seconds", "results", "rng"})
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` to `path` atomically. Raises `OSError` and leaves the previous file as it was."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself must reach the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint. Raises `UserError` for a missing, damaged or foreign file; foreign code is never run."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise UserError(f"checkpoint {path} is not a fastssl checkpoint or is damaged: {error}") from None
+    if damaged is not None:
+        raise UserError(f"checkpoint {path} is damaged: the checksum of {damaged} does not match; use an earlier one")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"checkpoint {path} was refused, nothing in it was executed: {reason}") from None
+    if not isinstance(state, dict) or state.keys() != KEYS:
+        raise UserError(f"checkpoint {path} was not written by fastssl: it does not hold a run's state")
+    if state["format"] != FORMAT:
+        raise UserError(f"checkpoint {path} has format {state['format']}, this version reads format {FORMAT}")
+    return state

@@ -1,0 +1,45 @@
+"""Device, threads and arithmetic of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+
+from ..config import TrainConfig
+from ..errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto: a GPU when there is one. Raises `UserError` for a GPU that is not there."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError(
+            "--train.device cuda: no CUDA device is visible; use --train.device cpu, or see `fastssl doctor`"
+        )
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """auto: bf16 where the hardware multiplies it, fp32 elsewhere (emulated bf16 is several times slower)."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+
+
+def set_threads(train: TrainConfig) -> int:
+    """Set torch's arithmetic threads and return their number; 0 means all cores that this process may use."""
+    threads = train.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    return threads
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Lower precision for the networks; losses leave it by themselves."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,30 @@
+"""One optimizer step."""
+
+from __future__ import annotations
+
+import torch
+
+from ..data.views import Views
+from ..methods import Losses, Method, StepState
+from .precision import autocast
+
+
+def train_step(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    views: Views,
+    state: StepState,
+    *,
+    lr: float,
+    precision: str,
+) -> Losses:
+    """Forward, backward, update. Reads nothing back from the device."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    with autocast(views.groups[0].device, precision):
+        losses = method.loss(views, state)
+    optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()
+    optimizer.step()
+    method.after_step(state)
+    return losses

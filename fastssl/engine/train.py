@@ -1,0 +1,319 @@
+"""The loop: views in, steps out, everything written down."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import config as configuration
+from ..config import Config
+from ..data import Batch, Source, ViewLoader
+from ..errors import UserError
+from ..evaluate.collapse import rankme
+from ..methods import Method, StepState
+from ..methods.build import build_method
+from ..optim import build_optimizer
+from ..report.environment import environment
+from . import checkpoint, contact, report, rundir
+from .evaluation import Evaluator, Features
+from .monitor import Clock, Display, Metrics, Row
+from .precision import resolve_device, resolve_precision, set_threads
+from .step import train_step
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind; `signal` interrupted it (0: none); `saved` is False if the last checkpoint failed."""
+
+    run_dir: Path
+    summary: dict[str, Any]
+    finished: bool
+    saved: bool
+    signal: int = 0
+
+
+def pretrain(
+    config: Config | None = None,
+    *,
+    data: str | Path | Source | None = None,
+    run_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Run `config`, or continue the run in the directory `resume`, to its end.
+
+    `data` and `run_dir` override the configuration's; `data` may be any object with `__len__` and `read(i) -> bytes`
+    (see `fastssl.data.Source`), which a resumed run must be given again. Raises `UserError` for anything that the user
+    can mend, before any training. Ctrl-C and SIGTERM save a checkpoint after the current step and return with
+    `finished=False`.
+    """
+    state = None
+    if resume is not None:
+        resume = Path(resume)
+        config = replace(configuration.load(resume / "config.yaml"), run_dir=str(resume))
+        state = checkpoint.load(resume / rundir.LAST)
+    if config is None:
+        raise UserError(
+            "pretrain needs a configuration, for example fastssl.recipes.simclr(), or resume=<run directory>"
+        )
+    source = None if data is None or isinstance(data, str | Path) else data
+    path = config.data if data is None else type(data).__name__ if source is not None else str(data)
+    config = replace(config, data=path, run_dir=config.run_dir if run_dir is None else str(run_dir))
+    configuration.validate(config)
+    return _Run(config, state, source, quiet=quiet).train()
+
+
+class _Run:
+    """All that lives as long as one run."""
+
+    def __init__(self, config: Config, state: dict[str, Any] | None, source: Source | None, *, quiet: bool) -> None:
+        self.config = config
+        self.device = resolve_device(config.train.device)
+        self.precision = resolve_precision(config.train.precision, self.device)
+        threads = set_threads(config.train)
+        self.train_source, self.val_source = rundir.open_data(config, source)
+        self.steps_per_epoch = len(self.train_source) // config.train.batch_size
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"--train.batch-size {config.train.batch_size} is larger than the {len(self.train_source)} images of "
+                f"--data {config.data}: choose at most {len(self.train_source)}"
+            )
+        self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
+        self.method = self._build_method()
+        self.optimizer = build_optimizer(self.method, config.optim)
+        self.step, self.seconds = 0, 0.0
+        self.results: dict[str, Any] = {}
+        if state is None:
+            self.run_dir = rundir.claim(config, {"threads": threads, "precision": self.precision, **environment()})
+        else:
+            self.run_dir = Path(config.run_dir or "")
+            self._restore(state)
+        self.display = Display(self.total_steps, self.step, quiet=quiet)
+        self.metrics = Metrics(
+            self.run_dir, first_step=self.step, tensorboard=config.monitor.tensorboard, warn=self.display.say
+        )
+        self.evaluator = None
+        if Evaluator.possible(self.train_source, self.val_source):
+            self.evaluator = Evaluator(self.train_source, self.val_source, config, self.device, self.precision)
+        self.signal = 0
+        self.saved_step = self.step if state is not None else -1
+        self.checkpoint_due = time.monotonic() + 60 * config.train.checkpoint_minutes
+
+    def _build_method(self) -> Method:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.train.seed)
+            method = build_method(self.config.method, self.config.backbone)
+        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        return method.to(device=self.device, memory_format=layout)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"the checkpoint does not fit config.yaml: {str(error).splitlines()[0]}") from None
+        self.step, self.seconds, self.results = state["step"], state["seconds"], state["results"]
+        torch.set_rng_state(state["rng"])
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> Result:
+        self._introduce()
+        try:
+            if self.step == 0:
+                self._measure_untrained()
+            with self._signals():
+                self._loop()
+            saved = self._save() if self.saved_step != self.step else True
+            finished = self.step == self.total_steps
+            if finished:
+                self._finish()
+            else:
+                self.display.say(
+                    f"interrupted after step {self.step}: continue with `fastssl pretrain --resume {self.run_dir}`"
+                )
+        finally:
+            self.display.close()
+            self.metrics.close()
+        return Result(self.run_dir, self.results, finished, saved, self.signal)
+
+    def _loop(self) -> None:
+        config = self.config
+        loader = ViewLoader(
+            self.train_source,
+            config.augment,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            decoder=config.loader.decoder,
+            threads=config.loader.threads,
+            device=str(self.device),
+            quarantine=self.run_dir / "quarantine.json",
+            max_bad_fraction=config.loader.max_bad_fraction,
+        )
+        self.method.train()
+        clock = Clock(self.step)
+        with contextlib.closing(loader):
+            for batch in self._batches(loader):
+                clock.waited()
+                row = self._step(batch, clock)
+                del batch
+                if row is not None:
+                    self.metrics.write(row)
+                    self.display.update(row, seconds_left=self.seconds / self.step * (self.total_steps - self.step))
+                with clock.paused():
+                    self._after_step()
+                if self.signal or self.step == self.total_steps:
+                    break
+        self.results["images_per_second"] = self.step * config.train.batch_size / max(self.seconds, 1e-9)
+
+    def _batches(self, loader: ViewLoader) -> Iterator[Batch]:
+        """From the current step to the end, epoch after epoch."""
+        while self.step < self.total_steps:
+            epoch, start = divmod(self.step, self.steps_per_epoch)
+            yield from loader.epoch(epoch, start_step=start)
+
+    def _step(self, batch: Batch, clock: Clock) -> Row | None:
+        config = self.config
+        views = batch.views.to(self.device, non_blocking=True)
+        lr = config.optim.lr_at(
+            self.step,
+            batch_size=config.train.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+        state = StepState(self.step, self.total_steps, self.steps_per_epoch)
+        losses = train_step(self.method, self.optimizer, views, state, lr=lr, precision=self.precision)
+        self.step += 1
+        if self.step % config.monitor.log_steps and self.step != self.total_steps:
+            self.seconds += clock.lap()
+            return None
+        loss = losses.total.item()  # the only host synchronisation, every `log_steps`
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss} at step {self.step} (lr {lr:.3g}); the last checkpoint is from step "
+                f"{max(self.saved_step, 0)}: lower --optim.lr or lengthen --optim.warmup-epochs"
+            )
+        self.seconds += clock.lap()
+        metrics = {name: value.item() for name, value in losses.metrics.items()}
+        timing = clock.window(config.train.batch_size, self.step)
+        row = {"kind": "train", "step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss, "lr": lr}
+        return {**row, **metrics, "timing": {"time": self.seconds, **timing}}
+
+    def _after_step(self) -> None:
+        """Evaluation and checkpoints that are due after the step just made."""
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        every = self.config.monitor.knn_epochs
+        if self.evaluator and every and position == 0 and epoch % every == 0 and self.step < self.total_steps:
+            self._write_knn(self.evaluator.features(self.method.backbone))
+            self.method.train()
+        steps = self.config.train.checkpoint_steps
+        due = self.step % steps == 0 if steps else time.monotonic() >= self.checkpoint_due
+        if due and self.step < self.total_steps:
+            self._save()
+
+    # -- measurements -------------------------------------------------------------------------------------------------
+
+    def _introduce(self) -> None:
+        config, say = self.config, self.display.say
+        parameters = sum(p.numel() for p in self.method.parameters())
+        say(
+            f"{config.method_name} ({config.recipe}): {config.backbone.name} × {config.backbone.width:g}, "
+            f"{parameters / 1e6:.1f} M parameters, {self.device.type}, {self.precision}"
+        )
+        say(
+            f"{len(self.train_source):,} images, {self.total_steps:,} steps of {config.train.batch_size} images × "
+            f"{config.augment.views_per_image} views, run directory {self.run_dir}"
+        )
+        if self.step:
+            say(f"continuing after step {self.step}")
+        if self.evaluator is None and config.monitor.knn_epochs:
+            say("no labelled images to evaluate on: kNN and linear probe are left out")
+
+    def _measure_untrained(self) -> None:
+        config = self.config
+        contact.draw_views(self.run_dir / "views.png", self.train_source, config.augment, seed=config.train.seed)
+        if not (self.evaluator and self.config.monitor.baselines):
+            return
+        self.results["raw_pixel_knn"] = self.evaluator.raw_pixel_knn()
+        untrained = self.evaluator.features(self.method.backbone)
+        report.keep_embeddings(self.run_dir, "before", untrained, self.train_source.classes)
+        self.results["random_knn"] = self.evaluator.knn(untrained)
+        self.display.say(
+            f"before training: raw pixels {self.results['raw_pixel_knn']:.1%}, "
+            f"random network {self.results['random_knn']:.1%} (kNN, k = {self.config.monitor.knn_k})"
+        )
+
+    def _write_knn(self, features: Features) -> None:
+        assert self.evaluator is not None
+        accuracy = self.evaluator.knn(features)
+        row: Row = {"kind": "knn", "step": self.step, "epoch": self.step / self.steps_per_epoch, "knn": accuracy}
+        row["rankme"] = float(rankme(features.query))
+        self.metrics.write({**row, "timing": {"time": self.seconds}})
+        self.display.say(f"epoch {row['epoch']:.0f}: kNN {accuracy:.1%}  RankMe {row['rankme']:.1f}")
+        self.results["trained_knn"] = accuracy
+        if accuracy > self.results.get("best_knn", -1.0):
+            self.results["best_knn"], self.results["best_step"] = accuracy, self.step
+            self._save(rundir.BEST)
+
+    def _finish(self) -> None:
+        if self.evaluator:
+            features = self.evaluator.features(self.method.backbone)
+            self._write_knn(features)
+            report.keep_embeddings(self.run_dir, "after", features, self.train_source.classes)
+            if self.config.monitor.linear:
+                probe = self.evaluator.linear(features)
+                self.results["linear_probe"] = probe.top1
+        self.results.update(steps=self.step, training_seconds=self.seconds)
+        report.finish(self.run_dir, self.results, say=self.display.say)
+
+    # -- safety -------------------------------------------------------------------------------------------------------
+
+    def _save(self, name: str = rundir.LAST) -> bool:
+        state = {
+            "config": configuration.to_dict(self.config),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "results": self.results,
+            "rng": torch.get_rng_state(),
+        }
+        self.checkpoint_due = time.monotonic() + 60 * self.config.train.checkpoint_minutes
+        try:
+            checkpoint.save(self.run_dir / name, state)
+        except OSError as error:
+            kept = f"the one from step {self.saved_step} is kept" if self.saved_step >= 0 else "there is none yet"
+            self.display.say(f"checkpoint {name} of step {self.step} could not be written ({error}); {kept}")
+            return False
+        if name == rundir.LAST:
+            self.saved_step = self.step
+        return True
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends the loop after the current step, a second one at once."""
+
+        def handle(number: int, frame: object) -> None:
+            if self.signal:
+                raise KeyboardInterrupt
+            self.signal = number
+            self.display.say("interrupted: saving after this step")
+
+        try:
+            previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: signals belong to somebody else
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,76 @@
+"""SimCLR: a simple framework for contrastive learning of visual representations (Chen et al., arXiv 2002.05709).
+
+For a batch of N images with two views each, h = f(view), z = g(h) / ‖g(h)‖ and, over all 2N rows,
+
+    ℓ(i, j) = -log  exp(z_i·z_j / τ) / Σ_{k ≠ i} exp(z_i·z_k / τ)                                       (eq. 1)
+
+for the positive j of i. The paper averages ℓ over the 2N rows; the authors' code adds the means of the two directions,
+which is twice that (`reduction="sum"`). LARS does not see the factor, except through weight decay and the parameters
+that it leaves unadapted. More than two views: the mean over a row's positives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from fastssl_kernels import nt_xent
+from torch import nn
+
+from ..data.views import Views
+from ..errors import UserError
+from ..evaluate.collapse import embedding_std
+from ..models.heads import mlp_head
+from .base import Losses, Method, StepState
+
+
+@dataclass(frozen=True)
+class SimCLRConfig:
+    """Constants of the method."""
+
+    temperature: float = 0.1
+    """τ of the softmax over similarities, above 0."""
+    hidden: int = 0
+    """Width of the projector's hidden layers; 0 takes the backbone's feature width."""
+    out: int = 128
+    """Width of the embedding that the loss compares."""
+    layers: int = 2
+    """Layers of the projector: 2 in the paper, 3 in SimCLR v2 and in the authors' later code."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Add the two directions, as the authors' code does, or average over all rows, as the paper writes."""
+
+    def validate(self, views: int) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
+        if self.layers < 1 or self.out < 1 or self.hidden < 0:
+            raise UserError("--method.layers and --method.out must be at least 1 and --method.hidden at least 0")
+        if views < 2:
+            raise UserError(f"simclr compares at least two views of an image, the recipe has {views}")
+
+
+class SimCLR(Method):
+    def __init__(self, config: SimCLRConfig, backbone: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        features = int(backbone.feature_dim)
+        hidden = config.hidden or features
+        self.projector = mlp_head([features, *[hidden] * (config.layers - 1), config.out])
+        for layer in self.projector:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+
+    def embed(self, views: Views) -> torch.Tensor:
+        """`[V·B, out]`, view-major: the backbone once a resolution, the projector once."""
+        return self.projector(torch.cat([self.backbone(group) for group in views.groups]))
+
+    def loss(self, views: Views, step: StepState) -> Losses:
+        z = self.embed(views)
+        loss, metrics = nt_xent(z, temperature=self.config.temperature, views=sum(views.counts), return_metrics=True)
+        if self.config.reduction == "sum":
+            loss = 2 * loss
+        return Losses(
+            loss,
+            {"accuracy": metrics.accuracy, "entropy": metrics.entropy, "embedding_std": embedding_std(z.detach())},
+        )

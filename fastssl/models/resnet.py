@@ -1,0 +1,134 @@
+"""Residual networks with torchvision's parameter names, so that weights travel without conversion.
+
+He et al., arXiv 1512.03385; the bottleneck keeps its stride in the 3 × 3 convolution ("v1.5"), as every
+self-supervised reference does. Without a classifier: the forward pass returns the pooled features `[B, D]`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+Stem = Literal["imagenet", "cifar", "cifar-s2"]
+
+
+def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels_in, channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv(channels, channels, 3)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(channels_in, channels, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + identity)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn2
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels_in, channels, 1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv(channels, channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = _conv(channels, channels * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(channels_in, channels * self.expansion, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + identity)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn3
+
+
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and channels_in == channels_out:
+        return None
+    return nn.Sequential(_conv(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
+
+
+class ResNet(nn.Module):
+    """Images `[B, 3, H, W]` to pooled features `[B, feature_dim]`.
+
+    `width` multiplies every channel count (64 at the stem). Stems: "imagenet" is 7 × 7 / 2 and a max-pool / 2;
+    "cifar" is 3 × 3 without a pool (SimCLR, app. B.9); "cifar-s2" the same with stride 2, four times cheaper.
+    `zero_init_residual` starts the last scale of every block at zero (Goyal et al., arXiv 1706.02677).
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        blocks: tuple[int, int, int, int],
+        *,
+        stem: Stem = "imagenet",
+        width: float = 1.0,
+        zero_init_residual: bool = True,
+    ) -> None:
+        super().__init__()
+        base = max(8, round(64 * width))
+        kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "cifar-s2": (3, 2)}[stem]
+        self.conv1 = _conv(3, base, kernel, stride)
+        self.bn1 = nn.BatchNorm2d(base)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
+        channels = base
+        for stage, count in enumerate(blocks):
+            stage_width = base * 2**stage
+            layers: list[nn.Module] = []
+            for index in range(count):
+                layers.append(block(channels, stage_width, 2 if stage and not index else 1))
+                channels = stage_width * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.feature_dim = channels
+        self._initialise(zero_init_residual)
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return x.mean(dim=(2, 3))
+
+
+DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+def resnet(name: str, **options) -> ResNet:
+    """`resnet("resnet50", stem="imagenet", width=1.0)`; names are the keys of `DEPTHS`."""
+    block, blocks = DEPTHS[name]
+    return ResNet(block, blocks, **options)

@@ -1,0 +1,123 @@
+"""The command line as a person meets it: one sentence and exit code 2 for every mistake, before any work."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastssl import cli
+
+
+def run(*args: str, capsys) -> tuple[int, str, str]:
+    code = cli.main(list(args))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["pretrian"], "unknown command 'pretrian'"),
+        (["pretrain"], "needs a method: one of simclr"),
+        (["pretrain", "simsiam"], "unknown method 'simsiam'"),
+        (["pretrain", "simclr", "--recipe", "none"], "--recipe 'none' is not a recipe of simclr"),
+        (["pretrain", "simclr", "--data", "{tmp}/missing"], "missing"),
+        (["pretrain", "simclr", "--data", "{tmp}/empty"], "empty"),
+        (["pretrain", "simclr", "--data", "{tmp}/text"], "no images"),
+        (["pretrain", "simclr", "--data", "{tmp}/text/a.txt"], "a.txt"),
+        (["pretrain", "simclr", "--optim.lr", "0"], "--optim.lr must be > 0, got 0.0"),
+        (["pretrain", "simclr", "--optim.lr", "-0.1"], "--optim.lr must be > 0, got -0.1"),
+        (["pretrain", "simclr", "--optim.lr", "much"], "--optim.lr"),
+        (["pretrain", "simclr", "--optim.lrr", "1"], "--optim.lrr"),
+        (["pretrain", "simclr", "--method.temperature", "0"], "--method.temperature must be > 0, got 0.0"),
+        (["pretrain", "simclr", "--augment.views.0.size", "7"], "--augment.views.0.size must be at least 8"),
+        (["pretrain", "simclr", "--augment.views.0.flip", "1.5"], "--augment.views.0.flip is a probability"),
+        (["pretrain", "simclr", "--augment.views.0.scale", "0.5", "0.2"], "--augment.views.0.scale"),
+        (["pretrain", "simclr", "--train.epochs", "0"], "--train.epochs must be at least 1, got 0"),
+        (["pretrain", "simclr", "--train.batch-size", "61", "--data", "{images}"], "larger than the 60 images"),
+        (["pretrain", "simclr", "--backbone.name", "vgg"], "--backbone.name must be one of"),
+        (["pretrain", "simclr", "--train.device", "cuda", "--data", "{images}"], "no CUDA device"),
+        (["pretrain", "--resume", "{tmp}/missing"], "config.yaml does not exist"),
+        (["pretrain", "--resume", "{tmp}/used", "--optim.lr", "1"], "--optim.lr"),
+        (["pretrain", "--resume", "{tmp}/used"], "last.pt does not exist"),
+        (
+            ["pretrain", "simclr", "--data", "{images}", "--train.batch-size", "8", "--run-dir", "{tmp}/used"],
+            "--resume",
+        ),
+        (["eval"], "needs a kind of evaluation: one of knn, linear"),
+        (["eval", "knn"], "--checkpoint"),
+        (["eval", "knn", "--checkpoint", "{tmp}/none.pt"], "none.pt does not exist"),
+        (["eval", "knn", "--checkpoint", "{tmp}/text/a.txt"], "not a fastssl checkpoint"),
+        (["eval", "linear", "--checkpoint", "{tmp}/foreign.pt"], "was not written by fastssl"),
+        (["eval", "knn", "--checkpoint", "{tmp}/foreign.pt", "--k", "0"], "--k"),
+        (["views", "simclr", "--data", "{tmp}/missing"], "missing"),
+        (["views", "simclr", "--recipe", "none"], "--recipe 'none'"),
+        (["report", "{tmp}/empty"], "holds no finished run"),
+        (["doctor", "--fast"], "takes no options"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(args, words, tmp_path, image_folder, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("words")
+    (tmp_path / "used").mkdir()
+    cli_config = "method_name: simclr\n"
+    (tmp_path / "used" / "config.yaml").write_text(cli_config)
+    torch.save({"model": 1}, tmp_path / "foreign.pt")
+    before = set(tmp_path.rglob("*"))
+    code, out, err = run(*(a.format(tmp=tmp_path, images=image_folder) for a in args), capsys=capsys)
+    assert code == 2
+    assert words in err
+    assert err.startswith("fastssl: error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in out + err
+    assert set(tmp_path.rglob("*")) == before, "a refused command must leave nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "usage: fastssl COMMAND"),
+        (["--help"], "pretrain METHOD"),
+        (["pretrain", "--help"], "simclr"),
+        (["pretrain", "simclr", "--help"], "--optim.weight-decay"),
+        (["eval", "knn", "--help"], "--checkpoint"),
+        (["views", "simclr", "--help"], "--images"),
+        (["report", "--help"], "RUN-DIR"),
+        (["doctor", "--help"], "usage"),
+        (["--version"], "fastssl 0."),
+    ],
+)
+def test_help_is_there(args, words):
+    done = subprocess.run([sys.executable, "-m", "fastssl", *args], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+
+
+def test_a_command_line_run_from_pretrain_to_report(image_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        *("--data", str(image_folder), "--run-dir", "run", "--train.batch-size", "20", "--train.epochs", "2"),
+        *("--backbone.width", "0.125", "--method.hidden", "16", "--method.out", "8", "--train.precision", "fp32"),
+        *("--train.threads", "2", "--monitor.knn-epochs", "1"),
+    ]
+    code, out, _ = run("pretrain", "simclr", "--recipe", "quick", *options, capsys=capsys)
+    assert code == 0
+    for words in ("raw-pixel kNN", "random-network kNN", "trained kNN", "linear probe", "images/s", "report.html"):
+        assert words in out
+    for kind, name in (("knn", "knn"), ("linear", "linear_probe")):
+        code, out, err = run("eval", kind, "--checkpoint", "run/last.pt", capsys=capsys)
+        assert code == 0, err
+        assert name in out
+    code, out, _ = run("report", "run", capsys=capsys)
+    assert code == 0
+    assert "trained kNN" in out
+    code, _, err = run("pretrain", "simclr", "--recipe", "quick", *options, capsys=capsys)
+    assert code == 2
+    assert "already holds a run: continue it with `fastssl pretrain --resume run`" in err
+    code, out, _ = run("views", "simclr", "--recipe", "quick", "--data", str(image_folder), capsys=capsys)
+    assert code == 0
+    assert (tmp_path / "views.png").stat().st_size > 1000
