@@ -1,0 +1,74 @@
+"""Exponential moving average of parameter lists: validation and dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float | Tensor) -> None:
+    """target ← momentum · target + (1 − momentum) · online, in place, tensor by tensor.
+
+    One kernel launch on CUDA for any number of tensors of one pair of dtypes; on the CPU torch's foreach interpolation.
+    Batch-norm statistics are averaged only if the caller lists them (the methods of this field do not).
+
+    Args:
+        target: tensors to update, of floating dtype, any shapes and memory layouts. Arithmetic is float32, or float64
+            where one of the pair is; the result is rounded once, to the target's dtype.
+        online: as many tensors, of the same shapes and device; dtypes may differ.
+        momentum: in [0, 1], a number or a zero-dimensional tensor (on CUDA it is read by the kernel, without a
+            synchronisation; a float64 scalar keeps 1 − momentum exact).
+
+    Raises:
+        ValueError: lists of different length, shapes or devices that differ, momentum out of range.
+        TypeError: a tensor that is not of floating dtype.
+    """
+    targets, onlines = list(target), list(online)
+    _check(targets, onlines, momentum)
+    if not targets:
+        return
+    _on_cpu(targets, onlines, 1.0 - host_scalar(momentum, "momentum"))
+
+
+def host_scalar(value: float | Tensor, name: str) -> float:
+    """A number from a number or a zero-dimensional host tensor, without a dispatched operation.
+
+    Raises:
+        ValueError: the tensor lives on a device, where reading it would stop the host.
+    """
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.device.type != "cpu":
+        raise ValueError(f"{name} must be a number or a CPU tensor for CPU parameters, got one on {value.device}")
+    return float(cast(float, value.tolist()))
+
+
+def _on_cpu(targets: Sequence[Tensor], onlines: Sequence[Tensor], weight: float) -> None:
+    same = [i for i, (t, o) in enumerate(zip(targets, onlines, strict=True)) if t.dtype == o.dtype]
+    if same:
+        torch._foreach_lerp_([targets[i] for i in same], [onlines[i] for i in same], weight)
+    for t, o in zip(targets, onlines, strict=True):
+        if t.dtype != o.dtype:
+            wide = torch.float64 if torch.float64 in (t.dtype, o.dtype) else torch.float32
+            t.copy_(torch.lerp(t.to(wide), o.to(wide), weight))
+
+
+def _check(targets: Sequence[Tensor], onlines: Sequence[Tensor], momentum: float | Tensor) -> None:
+    if len(targets) != len(onlines):
+        raise ValueError(f"target and online must be equally long, got {len(targets)} and {len(onlines)} tensors")
+    if isinstance(momentum, Tensor):
+        if momentum.numel() != 1:
+            raise ValueError(f"momentum must be a number or a zero-dimensional tensor, got {tuple(momentum.shape)}")
+    elif not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+    for i, (t, o) in enumerate(zip(targets, onlines, strict=True)):
+        if t.shape != o.shape:
+            raise ValueError(f"target[{i}] and online[{i}] differ in shape: {tuple(t.shape)} and {tuple(o.shape)}")
+        if t.device != o.device or t.device != targets[0].device:
+            raise ValueError(f"all tensors must be on {targets[0].device}, got {t.device} and {o.device} at index {i}")
+        if not (t.is_floating_point() and o.is_floating_point()):
+            raise TypeError(f"target[{i}] and online[{i}] must be of floating dtype, got {t.dtype} and {o.dtype}")
