@@ -25,7 +25,7 @@ class ViewSpec:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and greatest width / height of a crop."""
     sampler: Literal["attempts", "tensorflow", "clip"] = "attempts"
-    """How a box is drawn: torchvision's ten attempts, TensorFlow's distorted bounding box, or BYOL's one clipped try."""
+    """How a box is drawn: torchvision's ten attempts, TensorFlow's distorted bounding box, BYOL's one clipped try."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Antialiased resampling filter."""
     flip: float = 0.5
@@ -82,8 +82,8 @@ class CenterCrop:
 class Views:
     """The views of one batch of B images, grouped by resolution, so that a backbone runs once a resolution.
 
-    `groups[g]` is `[counts[g] * B, 3, size_g, size_g]`, view-major: rows v·B … v·B + B - 1 are view v of images 0 … B - 1.
-    Groups keep the order of the recipe.
+    `groups[g]` is `[counts[g] * B, 3, size_g, size_g]`, view-major: rows v·B … v·B + B - 1 are view v of images
+    0 … B - 1. Groups keep the order of the recipe.
     """
 
     groups: tuple[torch.Tensor, ...]

@@ -1,0 +1,34 @@
+"""Images to views: sources -> order -> decode -> params -> render -> loader."""
+
+from .builtin import ensure_builtin
+from .loader import Batch, ViewLoader, evaluation_batches
+from .sources import (
+    ArraySource,
+    FlatFolder,
+    ImageFolder,
+    ObjectSource,
+    Source,
+    TarImages,
+    open_source,
+    open_splits,
+)
+from .views import Augmentation, CenterCrop, Views, ViewSpec
+
+__all__ = [
+    "ArraySource",
+    "Augmentation",
+    "Batch",
+    "CenterCrop",
+    "FlatFolder",
+    "ImageFolder",
+    "ObjectSource",
+    "Source",
+    "TarImages",
+    "ViewLoader",
+    "ViewSpec",
+    "Views",
+    "ensure_builtin",
+    "evaluation_batches",
+    "open_source",
+    "open_splits",
+]

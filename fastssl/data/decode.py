@@ -1,0 +1,296 @@
+"""From encoded bytes to pixels, once an image.
+
+Two back ends with one contract. `DaliDecoder` is the fast one, on the CPU or the GPU; an unreadable image stops a DALI
+pipeline for good, so a batch that fails is halved, with a new pipeline, until the unreadable images stand alone.
+`TorchvisionDecoder` serves where DALI has no wheel, and decodes what DALI cannot (GIF, for example). What an image
+decodes to depends on its bytes alone, never on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .workers import worker_pool
+
+MAX_PIXELS = 1 << 26
+"""Most pixels an image may have, by its header (201 MB as RGB): more is taken for a decompression bomb."""
+
+DecoderKind = Literal["auto", "dali", "torchvision"]
+
+
+class UnreadableImage(Exception):
+    """The bytes are not an image that can be decoded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels of N encoded images, and what went wrong with the others."""
+
+    images: torch.Tensor | list[torch.Tensor | None]
+    """uint8 `[N, H, W, 3]` where all are readable and of one size, else N tensors `[H, W, 3]`, None for unreadable."""
+    failures: dict[int, str]
+    """Why, by position, for each unreadable image."""
+
+
+class Decoder(Protocol):
+    def decode(self, encoded: Sequence[bytes]) -> Decoded: ...
+
+    def close(self) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------------------- headers
+
+_JPEG_FRAMES = {0xC0, 0xC1, 0xC2}  # Huffman-coded baseline, extended and progressive
+_JPEG_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    position = 2
+    while position + 9 <= len(data):
+        if data[position] != 0xFF:
+            raise UnreadableImage("damaged JPEG header")
+        marker = data[position + 1]
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        if marker in _JPEG_FRAMES:
+            return (data[position + 5] << 8) | data[position + 6], (data[position + 7] << 8) | data[position + 8]
+        if marker in _JPEG_OTHER_FRAMES:
+            raise UnreadableImage("lossless, hierarchical or arithmetic JPEG")
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
+            position += 2
+            continue
+        if marker in (0xD9, 0xDA):
+            raise UnreadableImage("JPEG without a frame header")
+        position += 2 + ((data[position + 2] << 8) | data[position + 3])
+    raise UnreadableImage("truncated JPEG header")
+
+
+def _pil_size(data: bytes) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one
+            width, height = Image.open(io.BytesIO(data)).size
+    except Exception as error:  # any damaged header: PIL's plug-ins raise whatever they meet
+        raise UnreadableImage(f"not an image of a known format ({type(error).__name__})") from error
+    return height, width
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width by the file's header, before any EXIF rotation. The format is told by content, not by name.
+
+    Raises:
+        UnreadableImage: empty, unknown, damaged, or more than `MAX_PIXELS`.
+    """
+    if not data:
+        raise UnreadableImage("empty file")
+    if data[:2] == b"\xff\xd8":
+        height, width = _jpeg_size(data)
+    elif data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    else:
+        height, width = _pil_size(data)
+    if height < 1 or width < 1:
+        raise UnreadableImage(f"image of {width} × {height} pixels")
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(f"image of {width} × {height} pixels, above the limit of {MAX_PIXELS} pixels")
+    return height, width
+
+
+# -------------------------------------------------------------------------------------------------- one at a time
+
+
+def _decode_pil(data: bytes) -> torch.Tensor:
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scale
+        gray = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+        return torch.from_numpy(np.repeat(gray[:, :, None], 3, axis=2))
+    return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def decode_one(data: bytes) -> torch.Tensor:
+    """Decode one image with torchvision, with PIL what torchvision cannot; EXIF orientation is applied.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+
+    Raises:
+        UnreadableImage: with the decoder's own reason.
+    """
+    image_size(data)
+    try:
+        from torchvision.io import ImageReadMode, decode_image
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the buffer is read-only, and only read
+            buffer = torch.frombuffer(data, dtype=torch.uint8)
+        image = decode_image(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        if image.dtype == torch.uint16:
+            image = (image.to(torch.int32) >> 8).to(torch.uint8)
+        if image.ndim == 4:  # an animation: its first frame
+            image = image[0]
+        return image.permute(1, 2, 0).contiguous()
+    except (ImportError, RuntimeError, ValueError) as first:
+        try:
+            return _decode_pil(data)
+        except Exception as error:  # PIL's plug-ins raise whatever they meet
+            # The first decoder's sentence is its last line: the lines above name its own source files.
+            reason = str(first).split(", ")[-1].strip() or str(error)
+            raise UnreadableImage(reason) from error
+
+
+def _stacked(images: list[torch.Tensor | None], failures: dict[int, str]) -> Decoded:
+    if images and not failures and len({image.shape for image in images if image is not None}) == 1:
+        return Decoded(torch.stack([image for image in images if image is not None]), failures)
+    return Decoded(images, failures)
+
+
+class TorchvisionDecoder:
+    """torchvision's and PIL's decoders on a few threads. CPU."""
+
+    def __init__(self, *, threads: int = 2) -> None:
+        self._threads = max(1, threads)
+        self._pool = worker_pool(self._threads, "fastssl-decode")
+
+    def decode(self, encoded: Sequence[bytes]) -> Decoded:
+        def run(positions: range) -> list[torch.Tensor | str]:
+            results: list[torch.Tensor | str] = []
+            for position in positions:
+                try:
+                    results.append(decode_one(encoded[position]))
+                except UnreadableImage as error:
+                    results.append(str(error))
+            return results
+
+        share = -(-len(encoded) // self._threads) or 1
+        parts = [range(i, min(i + share, len(encoded))) for i in range(0, len(encoded), share)]
+        results = [result for part in self._pool.map(run, parts) for result in part]
+        failures = {i: result for i, result in enumerate(results) if isinstance(result, str)}
+        return _stacked([None if isinstance(r, str) else r for r in results], failures)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- DALI
+
+
+class DaliDecoder:
+    """nvidia.dali on the CPU, or ("mixed") on a CUDA device, where nvJPEG and the hardware decoder do the work."""
+
+    def __init__(self, *, device: torch.device | str = "cpu", threads: int = 2) -> None:
+        import nvidia.dali.fn as fn
+        from nvidia.dali import Pipeline
+
+        self._fn, self._pipeline_type = fn, Pipeline
+        self._device = torch.device(device)
+        self._threads = max(1, threads)
+        self._pipeline: Any = None
+        self._batch: list[np.ndarray] = []
+        self._capacity = 0
+
+    def _build(self, capacity: int) -> None:
+        on_gpu = self._device.type == "cuda"
+        # The dynamic executor counts references to its outputs, so that they may be kept without a copy.
+        pipeline = self._pipeline_type(
+            batch_size=capacity,
+            num_threads=self._threads,
+            device_id=(self._device.index or 0) if on_gpu else None,
+            exec_dynamic=True,
+            prefetch_queue_depth=1,
+        )
+        with pipeline:
+            encoded = self._fn.external_source(source=lambda: self._batch, batch=True)
+            pipeline.set_outputs(self._fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu"))
+        pipeline.build()
+        self._pipeline, self._capacity = pipeline, capacity
+
+    def _run(self, encoded: Sequence[bytes]) -> torch.Tensor | list[torch.Tensor]:
+        if self._pipeline is None or len(encoded) > self._capacity:
+            self._build(max(len(encoded), self._capacity))
+        self._batch = [np.frombuffer(data, dtype=np.uint8) for data in encoded]
+        try:
+            (output,) = self._pipeline.run()
+        except RuntimeError:
+            self._pipeline = None  # it stays unusable
+            raise
+        if output.is_dense_tensor():
+            return torch.from_dlpack(output.as_tensor())
+        return [torch.from_dlpack(output[i]) for i in range(len(encoded))]
+
+    def _halve(self, encoded: Sequence[bytes], start: int, failures: dict[int, str]) -> list[torch.Tensor | None]:
+        """Decode a batch of which some image may stop the pipeline; `start` is its offset in the caller's batch."""
+        try:
+            return list(self._run(encoded))
+        except RuntimeError:
+            if len(encoded) > 1:
+                middle = len(encoded) // 2
+                left = self._halve(encoded[:middle], start, failures)
+                return left + self._halve(encoded[middle:], start + middle, failures)
+        try:
+            return [decode_one(encoded[0]).to(self._device)]
+        except UnreadableImage as error:
+            failures[start] = str(error)
+            return [None]
+
+    def decode(self, encoded: Sequence[bytes]) -> Decoded:
+        failures: dict[int, str] = {}
+        images: list[torch.Tensor | None] = [None] * len(encoded)
+        accepted = []
+        for i, data in enumerate(encoded):
+            try:
+                image_size(data)
+                if data[:4] == b"GIF8":  # a format DALI does not know
+                    images[i] = decode_one(data).to(self._device)
+                else:
+                    accepted.append(i)
+            except UnreadableImage as error:
+                failures[i] = str(error)
+        if accepted:
+            batch = [encoded[i] for i in accepted]
+            try:
+                result = self._run(batch)
+            except RuntimeError:
+                found: dict[int, str] = {}
+                result = self._halve(batch, 0, found)  # type: ignore[assignment]
+                failures |= {accepted[i]: reason for i, reason in found.items()}
+            if isinstance(result, torch.Tensor) and len(result) == len(encoded):
+                return Decoded(result, failures)
+            for i, image in zip(accepted, result, strict=True):
+                images[i] = image
+        return _stacked(images, failures)
+
+    def close(self) -> None:
+        self._pipeline = None
+
+
+def make_decoder(kind: DecoderKind = "auto", *, device: torch.device | str = "cpu", threads: int = 2) -> Decoder:
+    """The decoder of that kind: "auto" is DALI where it can be imported, else torchvision.
+
+    Raises:
+        UserError: unknown kind, or "dali" without DALI.
+    """
+    if kind not in ("auto", "dali", "torchvision"):
+        raise UserError(f"decoder must be auto, dali or torchvision, got {kind!r}")
+    if kind != "torchvision":
+        try:
+            return DaliDecoder(device=device, threads=threads)
+        except ImportError as error:
+            if kind == "dali":
+                raise UserError(
+                    f"decoder 'dali' needs the package nvidia-dali, which cannot be imported ({error}): "
+                    "install it or choose decoder 'torchvision'"
+                ) from error
+    return TorchvisionDecoder(threads=threads)

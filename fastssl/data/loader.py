@@ -1,0 +1,410 @@
+"""From a source to batches of views: order, read, decode, draw, render; and the images of evaluation."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .counter import MAX_VIEWS, REPLACEMENT_VIEW, words
+from .decode import DecoderKind, make_decoder
+from .order import batch_ids, steps_per_epoch
+from .params import ViewParams, center_params, sample_params
+from .quarantine import Quarantine
+from .render import render
+from .sources import ArraySource, Source
+from .views import Augmentation, CenterCrop, Views, ViewSpec
+from .workers import worker_pool
+
+_REPLACEMENT_TRIES = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch: B images."""
+
+    views: Views
+    ids: torch.Tensor
+    """int64 `[B]`, on the CPU: the samples that are shown (an unreadable one's stand-in, not itself)."""
+    labels: torch.Tensor | None
+    """int64 `[B]`, on the CPU, or None."""
+
+
+class _Reader:
+    """Reads and decodes samples by id, and notes the unreadable ones."""
+
+    def __init__(
+        self, source: Source, quarantine: Quarantine, decoder: DecoderKind, threads: int, device: torch.device
+    ) -> None:
+        self.source, self.quarantine, self.device = source, quarantine, device
+        self.threads = threads
+        self.pool = worker_pool(threads, "fastssl-data")
+        self._decoder = (
+            None if isinstance(source, ArraySource) else make_decoder(decoder, device=device, threads=threads)
+        )
+
+    def _read(self, ids: NDArray[np.int64]) -> list[bytes | str]:
+        """The bytes of each sample, or why they cannot be read."""
+
+        def run(part: NDArray[np.int64]) -> list[bytes | str]:
+            results: list[bytes | str] = []
+            for i in part.tolist():
+                try:
+                    results.append(self.source.read(i))
+                except OSError as error:
+                    results.append(f"cannot be read ({error.strerror})")
+            return results
+
+        return [data for part in self.pool.map(run, np.array_split(ids, self.threads)) for data in part]
+
+    def fetch(self, ids: NDArray[np.int64]) -> torch.Tensor | list[torch.Tensor | None]:
+        """uint8 `[N, H, W, 3]`, or N tensors `[H, W, 3]` and None for the unreadable ones, which go into quarantine.
+
+        Raises:
+            UserError: too many are unreadable.
+        """
+        if isinstance(self.source, ArraySource):
+            return self.source.gather(ids).to(self.device)
+        assert self._decoder is not None
+        # What is known to be unreadable is not tried again.
+        wanted = [i for i, sample in enumerate(ids.tolist()) if sample not in self.quarantine]
+        data = self._read(ids[wanted])
+        failures = {i: read for i, read in zip(wanted, data, strict=True) if isinstance(read, str)}
+        encoded = [(i, read) for i, read in zip(wanted, data, strict=True) if not isinstance(read, str)]
+        decoded = self._decoder.decode([read for _, read in encoded])
+        failures |= {encoded[position][0]: reason for position, reason in decoded.failures.items()}
+        self.quarantine.add({int(ids[i]): (self.source.name(int(ids[i])), why) for i, why in failures.items()})
+        if isinstance(decoded.images, torch.Tensor) and len(decoded.images) == len(ids):
+            return decoded.images
+        images: list[torch.Tensor | None] = [None] * len(ids)
+        for (i, _), image in zip(encoded, decoded.images, strict=True):
+            images[i] = image
+        return images
+
+    def render(
+        self,
+        images: torch.Tensor | list[torch.Tensor],
+        params: ViewParams,
+        spec: ViewSpec,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> torch.Tensor:
+        """`render`, with the images shared among the threads where they are on the CPU."""
+        n = len(images)
+        if self.device.type != "cpu" or n < 2 or self.threads < 2:
+            return render(images, params, spec, mean, std)
+        out = torch.empty(len(params), 3, spec.size, spec.size)
+        by_view = out.view(-1, n, 3, spec.size, spec.size)
+
+        def run(part: NDArray[np.intp]) -> None:
+            begin, end = int(part[0]), int(part[-1]) + 1
+            rows = (np.arange(len(by_view))[:, None] * n + part).ravel()
+            views = render(images[begin:end], params.select(rows), spec, mean, std)
+            by_view[:, begin:end] = views.view(-1, end - begin, *views.shape[1:])
+
+        list(self.pool.map(run, np.array_split(np.arange(n), min(n, self.threads))))
+        return out
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True)
+        if self._decoder is not None:
+            self._decoder.close()
+
+
+def _sizes(images: torch.Tensor | list[torch.Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights and widths."""
+    if isinstance(images, torch.Tensor):
+        n, height, width = images.shape[:3]
+        return np.full(n, height), np.full(n, width)
+    return np.array([i.shape[0] for i in images]), np.array([i.shape[1] for i in images])
+
+
+def _check_spec(spec: ViewSpec) -> None:
+    if spec.size < 8:
+        raise UserError(f"view size must be at least 8 pixels, got {spec.size}")
+    if spec.count < 1:
+        raise UserError(f"view count must be at least 1, got {spec.count}")
+    if not 0 < spec.scale[0] <= spec.scale[1] <= 1:
+        raise UserError(f"view scale must satisfy 0 < least <= greatest <= 1, got {spec.scale}")
+    if not 0 < spec.ratio[0] <= spec.ratio[1]:
+        raise UserError(f"view ratio must satisfy 0 < least <= greatest, got {spec.ratio}")
+    for name in ("flip", "jitter", "grayscale", "blur", "solarize", "invert"):
+        if not 0 <= getattr(spec, name) <= 1:
+            raise UserError(f"view {name} is a probability in [0, 1], got {getattr(spec, name)}")
+    for name in ("brightness", "contrast", "saturation"):
+        if getattr(spec, name) < 0:
+            raise UserError(f"view {name} must be at least 0, got {getattr(spec, name)}")
+    if not 0 <= spec.hue <= 0.5:
+        raise UserError(f"view hue must be in [0, 0.5] turns, got {spec.hue}")
+    if not 0 < spec.blur_sigma[0] <= spec.blur_sigma[1]:
+        raise UserError(f"view blur_sigma must satisfy 0 < least <= greatest, got {spec.blur_sigma}")
+
+
+class ViewLoader:
+    """Batches of views of a source, in the order of (seed, epoch).
+
+    What a batch holds is a pure function of (source, augmentation, seed, epoch, step): not of `threads`, of `prefetch`,
+    of where an iteration started, or of how many ranks share the global batch.
+
+    Args:
+        source: encoded images, or an `ArraySource`.
+        augmentation: the recipe's views and normalisation.
+        batch_size: global batch size over all ranks.
+        seed: in [0, 2⁶⁴).
+        decoder: "auto" (DALI where it can be imported), "dali" or "torchvision".
+        threads: threads that read, decode and render.
+        device: where views are made.
+        rank, world: this process's share of the global batch.
+        quarantine: JSON file for the names of unreadable images, or None.
+        max_bad_fraction: share of unreadable images at which an epoch stops (a handful is always allowed).
+        prefetch: batches made ahead by a background thread; 0 makes each when it is asked for.
+
+    Raises:
+        UserError: sizes that do not fit together, or a view that cannot be drawn.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        seed: int,
+        decoder: DecoderKind = "auto",
+        threads: int = 2,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        quarantine: Path | None = None,
+        max_bad_fraction: float = 0.01,
+        prefetch: int = 2,
+    ) -> None:
+        if threads < 1:
+            raise UserError(f"threads must be at least 1, got {threads}")
+        if prefetch < 0:
+            raise UserError(f"prefetch must be at least 0, got {prefetch}")
+        if not augmentation.views:
+            raise UserError("augmentation.views must hold at least one view")
+        for spec in augmentation.views:
+            _check_spec(spec)
+        if augmentation.views_per_image > MAX_VIEWS:
+            raise UserError(f"augmentation.views must stay below {MAX_VIEWS} views")
+        self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
+        if batch_size % world:
+            raise UserError(f"batch_size {batch_size} must be a multiple of the number of processes, {world}")
+        self.source, self.augmentation, self.batch_size = source, augmentation, batch_size
+        self._seed, self._rank, self._world = seed, rank, world
+        self._prefetch = prefetch
+        self.quarantine = Quarantine(len(source), max_bad_fraction=max_bad_fraction, path=quarantine)
+        self._reader = _Reader(source, self.quarantine, decoder, threads, torch.device(device))
+        self._producer: _Producer | None = None
+
+    # ------------------------------------------------------------------------------------------------- one batch
+
+    def _replace(self, images: list[torch.Tensor | None], ids: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Fill the gaps of unreadable samples, each with the first readable one of its own list of candidates."""
+        n = len(self.source)
+        shown = ids.copy()
+        for gap in (i for i, image in enumerate(images) if image is None):
+            drawn = words(self._seed, epoch, ids[gap : gap + 1], REPLACEMENT_VIEW, _REPLACEMENT_TRIES)[0]
+            for candidate in ((drawn.astype(np.uint64) * np.uint64(n)) >> np.uint64(32)).astype(np.int64):
+                images[gap] = self._reader.fetch(np.array([candidate]))[0]
+                if images[gap] is not None:
+                    shown[gap] = candidate
+                    break
+            else:
+                raise UserError(
+                    f"no readable image was found in {_REPLACEMENT_TRIES} tries to replace "
+                    f"{self.source.name(int(ids[gap]))}: check the data"
+                )
+        return shown
+
+    def _views(self, images: torch.Tensor | list[torch.Tensor], ids: NDArray[np.int64], epoch: int) -> Views:
+        heights, widths = _sizes(images)
+        groups: dict[int, list[torch.Tensor]] = {}
+        counts: dict[int, int] = {}
+        view = 0
+        for spec in self.augmentation.views:
+            drawn = []
+            for _ in range(spec.count):
+                drawn.append(
+                    sample_params(
+                        spec, seed=self._seed, epoch=epoch, samples=ids, view=view, heights=heights, widths=widths
+                    )
+                )
+                view += 1
+            params = ViewParams.concatenate(drawn)
+            rendered = self._reader.render(images, params, spec, self.augmentation.mean, self.augmentation.std)
+            groups.setdefault(spec.size, []).append(rendered)
+            counts[spec.size] = counts.get(spec.size, 0) + spec.count
+        merged = tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in groups.values())
+        return Views(merged, tuple(counts.values()))
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """The batch of one step.
+
+        Raises:
+            UserError: too many unreadable images.
+        """
+        ids = batch_ids(
+            step,
+            n=len(self.source),
+            batch_size=self.batch_size,
+            seed=self._seed,
+            epoch=epoch,
+            rank=self._rank,
+            world=self._world,
+        )
+        images = self._reader.fetch(ids)
+        shown = ids
+        if not isinstance(images, torch.Tensor) and any(image is None for image in images):
+            shown = self._replace(images, ids, epoch)
+        # The parameters are those of the sample that should be there: its stand-in, if it is in the same batch as
+        # itself, is seen in views of its own.
+        views = self._views(images, ids, epoch)  # type: ignore[arg-type]
+        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[shown])
+        return Batch(views, torch.from_numpy(shown), labels)
+
+    # ------------------------------------------------------------------------------------------------- iteration
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start_step` on: the same ones, bit for bit, that a whole epoch has there.
+
+        Only one iteration is alive at a time: a new one ends the one before it.
+
+        Raises:
+            UserError: too many unreadable images.
+            ValueError: `start_step` out of range.
+        """
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"start_step must be in [0, {self.steps_per_epoch}], got {start_step}")
+        self._stop()
+        steps = range(start_step, self.steps_per_epoch)
+        if not self._prefetch:
+            return (self.batch(epoch, step) for step in steps)
+        self._producer = _Producer((lambda s=step: self.batch(epoch, s) for step in steps), self._prefetch)  # type: ignore[misc]
+        return iter(self._producer)
+
+    def _stop(self) -> None:
+        if self._producer is not None:
+            self._producer.close()
+            self._producer = None
+
+    def close(self) -> None:
+        """End the background thread and release the decoder."""
+        self._stop()
+        self._reader.close()
+
+
+class _Producer:
+    """Runs tasks in order in one background thread, a few ahead of the consumer."""
+
+    _END = object()
+
+    def __init__(self, tasks: Iterator[Callable[[], Batch]], ahead: int) -> None:
+        self._results: queue.Queue[object] = queue.Queue(maxsize=ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(tasks,), name="fastssl-loader", daemon=True)
+        self._thread.start()
+
+    def _put(self, result: object) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._results.put(result, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _run(self, tasks: Iterator[Callable[[], Batch]]) -> None:
+        try:
+            for task in tasks:
+                if not self._put(task()):
+                    return
+        except BaseException as error:  # the consumer raises it
+            self._put(error)
+        else:
+            self._put(self._END)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while not self._stopped.is_set():
+            try:
+                result = self._results.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if result is self._END:
+                return
+            if isinstance(result, BaseException):
+                raise result
+            assert isinstance(result, Batch)
+            yield result
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
+def evaluation_batches(
+    source: Source,
+    crop: CenterCrop,
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    *,
+    batch_size: int,
+    decoder: DecoderKind = "auto",
+    threads: int = 2,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+    quarantine: Path | None = None,
+    max_bad_fraction: float = 0.01,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
+    """The center views of a source, in its order; unreadable images are left out (and recorded).
+
+    Args:
+        source, decoder, threads, device, quarantine, max_bad_fraction: as for `ViewLoader`.
+        crop: the view.
+        mean, std: normalisation.
+        batch_size: images a batch; the last batch may be smaller.
+        limit: only this many images, spread evenly over the source (its classes lie side by side), or None for all.
+
+    Yields:
+        images float32 `[B, 3, S, S]`, labels int64 `[B]` or None, ids int64 `[B]`.
+
+    Raises:
+        UserError: too many unreadable images.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1, got {limit}")
+    n = len(source)
+    ids = np.arange(n) if limit is None or limit >= n else np.arange(limit) * n // limit
+    spec = ViewSpec(size=crop.size, interpolation=crop.interpolation)
+    reader = _Reader(
+        source,
+        Quarantine(n, max_bad_fraction=max_bad_fraction, path=quarantine),
+        decoder,
+        threads,
+        torch.device(device),
+    )
+    try:
+        for start in range(0, len(ids), batch_size):
+            part = ids[start : start + batch_size]
+            images = reader.fetch(part)
+            if not isinstance(images, torch.Tensor):
+                part = part[[image is not None for image in images]]
+                images = [image for image in images if image is not None]
+            if not len(part):
+                continue
+            views = reader.render(images, center_params(crop, *_sizes(images)), spec, mean, std)  # type: ignore[arg-type]
+            labels = None if source.labels is None else torch.from_numpy(source.labels[part])
+            yield views, labels, torch.from_numpy(part)
+    finally:
+        reader.close()
