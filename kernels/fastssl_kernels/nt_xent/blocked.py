@@ -1,0 +1,283 @@
+"""The CPU path: blocks of logits that stay in the cache, never a whole matrix.
+
+Logits are shifted, l_ij = s_ij / τ − shift. Unit rows bound the cosine, so with shift = 1/τ no exponent is positive
+and no maximum has to be tracked; in fp32 the smallest term exp(−2/τ) stays normal down to τ = 0.023. Below that, and
+for rows of any length, shift = 0 and sums are kept relative to a running maximum. `lse_i` is the logarithm of row i's
+whole denominator in shifted units, so that a softmax weight is exp(l_ij − lse_i) in every case.
+
+A logit is *excluded* when it belongs to the row itself or to one of its positives. Positives are added by the caller
+in fp32: the gradient of aligned views is a small difference, which products of rounded operands would drown.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# exp(−2/τ) is a normal fp32 number down to here.
+KNOWN_MAXIMUM_FROM = 0.023
+# Rows and columns of a block: two fp32 blocks fill one core's level-2 cache. Best of 256 to 2048 on two cores.
+BLOCK = 512
+# exp(EXCLUDED − LOWEST) = 0, and 0 · EXCLUDED = 0 where −∞ would give NaN.
+EXCLUDED, LOWEST = -1e30, -1e29
+
+
+@dataclass(frozen=True)
+class Logits:
+    """How products of rows become logits.
+
+    temperature: τ.
+    normalize: rows are divided by their length, so that |s| ≤ 1.
+    products: dtype of the operands of matrix products (fp32, bf16, fp16); sums are fp32 always.
+    """
+
+    temperature: float
+    normalize: bool
+    products: torch.dtype
+
+    @property
+    def known_maximum(self) -> bool:
+        return self.normalize and self.temperature >= KNOWN_MAXIMUM_FROM
+
+    @property
+    def shift(self) -> float:
+        return 1.0 / self.temperature if self.known_maximum else 0.0
+
+
+@dataclass
+class Sums:
+    """Per row and over the logits that are not excluded, fp32.
+
+    log_sum [N]: log Σ exp(l), −∞ where nothing is left.
+    largest [N], weighted [N]: max l and Σ exp(l − log_sum)·l; None unless metrics were asked for.
+    attraction [N, D]: Σ exp(l − log_sum)·column; None unless asked for.
+    """
+
+    log_sum: Tensor
+    largest: Tensor | None = None
+    weighted: Tensor | None = None
+    attraction: Tensor | None = None
+
+
+def triangle_sums(z: Tensor, batch: int, logits: Logits, metrics: bool) -> Sums:
+    """`Sums` of every row of `z` [V·B, D] against all rows; half the products, as block (I, J) also serves (J, I)."""
+    running = _Running(len(z), logits, metrics)
+    with _plain_arithmetic(logits):
+        for rows, columns in _upper_blocks(len(z)):
+            block = running.tile.fill(z[rows], z[columns])
+            _exclude(block, _square_offsets(rows, columns, len(z), batch))
+            exps = running.exponentials(block)
+            running.add(rows, block, exps, dim=1)
+            if rows != columns:
+                running.add(columns, block, exps, dim=0)
+    return running.finish()
+
+
+def triangle_gradient(z: Tensor, batch: int, lse: Tensor, logits: Logits) -> Tensor:
+    """Σ_j W_ij z_j [V·B, D] with W_ij = exp(l_ij − lse_i) + exp(l_ij − lse_j), excluded j left out."""
+    tile, gradient, factor = _Tile(logits), torch.zeros_like(z), lse.neg().exp()
+    with _plain_arithmetic(logits):
+        for rows, columns in _upper_blocks(len(z)):
+            block = tile.fill(z[rows], z[columns])
+            _exclude(block, _square_offsets(rows, columns, len(z), batch))
+            weight = tile.weights(block, (lse[rows], factor[rows]), (lse[columns], factor[columns]))
+            gradient[rows].addmm_(weight, z[columns])
+            if rows != columns:
+                gradient[columns].addmm_(weight.T, z[rows])
+    return gradient
+
+
+def rectangle_sums(
+    rows: Tensor, columns: Tensor, logits: Logits, *, metrics: bool, exclude: Diagonals | None, attraction: bool
+) -> Sums:
+    """`Sums` of `rows` [N, D] fp32 against `columns` [M, D] of any dtype."""
+    running = _Running(len(rows), logits, metrics, width=rows.shape[1] if attraction else 0)
+    with _plain_arithmetic(logits):
+        for r, c in _rectangle(len(rows), len(columns), exclude):
+            part = columns[c].float()
+            block = running.tile.fill(rows[r], part)
+            if exclude:
+                _exclude(block, exclude.offsets(r, c))
+            running.add(r, block, running.exponentials(block), dim=1, columns=part)
+    return running.finish()
+
+
+def rectangle_gradient(
+    rows: Tensor,
+    columns: Tensor,
+    logits: Logits,
+    *,
+    exclude: Diagonals | None,
+    lse_rows: Tensor | None = None,
+    lse_columns: Tensor | None = None,
+) -> Tensor:
+    """Σ_j W_ij column_j [N, D]; W_ij = exp(l_ij − lse_rows_i) + exp(l_ij − lse_columns_j), a missing lse no term."""
+    tile, gradient = _Tile(logits), torch.zeros_like(rows)
+    sides = [None if lse is None else (lse, lse.neg().exp()) for lse in (lse_rows, lse_columns)]
+    with _plain_arithmetic(logits):
+        for r, c in _rectangle(len(rows), len(columns), exclude):
+            part = columns[c].float()
+            block = tile.fill(rows[r], part)
+            if exclude:
+                _exclude(block, exclude.offsets(r, c))
+            own, other = (side and (side[0][part], side[1][part]) for side, part in zip(sides, (r, c), strict=True))
+            gradient[r].addmm_(tile.weights(block, own, other), part)
+    return gradient
+
+
+@dataclass(frozen=True)
+class Diagonals:
+    """Where the excluded logits of a rectangle lie.
+
+    Rows are `views` segments of `batch` images, columns `views` segments of `width`; image b is column `first + b` of
+    every segment.
+    """
+
+    views: int
+    batch: int
+    width: int
+    first: int
+
+    def offsets(self, rows: slice, columns: slice) -> list[int]:
+        """Diagonals (column − row inside the block) to exclude; `rows` lie within one segment."""
+        image = rows.start % self.batch
+        return [v * self.width + self.first + image - columns.start for v in range(self.views)]
+
+
+def _square_offsets(rows: slice, columns: slice, length: int, batch: int) -> range:
+    start = rows.start - columns.start
+    return range(start - length + batch, start + length, batch)
+
+
+def _exclude(block: Tensor, offsets: list[int] | range) -> None:
+    for offset in offsets:
+        if -block.shape[0] < offset < block.shape[1]:
+            block.diagonal(offset).fill_(EXCLUDED)
+
+
+def _slices(start: int, stop: int) -> list[slice]:
+    return [slice(i, min(i + BLOCK, stop)) for i in range(start, stop, BLOCK)]
+
+
+def _upper_blocks(length: int) -> Iterator[tuple[slice, slice]]:
+    slices = _slices(0, length)
+    return ((rows, columns) for i, rows in enumerate(slices) for columns in slices[i:])
+
+
+def _rectangle(rows: int, columns: int, exclude: Diagonals | None) -> Iterator[tuple[slice, slice]]:
+    segment = exclude.batch if exclude else rows
+    starts = range(0, rows, segment) if rows else ()
+    return ((r, c) for s in starts for r in _slices(s, s + segment) for c in _slices(0, columns))
+
+
+class _Tile:
+    """Two scratch blocks, one for logits and one for what becomes of them."""
+
+    def __init__(self, logits: Logits) -> None:
+        self.logits = logits
+        self.bias = torch.full((1, 1), -logits.shift)
+        self.scratch = torch.empty(2, BLOCK * BLOCK)
+
+    def second(self, block: Tensor) -> Tensor:
+        return self.scratch[1, : block.numel()].view(block.shape)
+
+    def fill(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The block of logits; the shift and 1/τ ride along in the product."""
+        block = self.scratch[0, : len(rows) * len(columns)].view(len(rows), len(columns))
+        return torch.addmm(self.bias, rows, columns.T, alpha=1.0 / self.logits.temperature, out=block)
+
+    def weights(self, block: Tensor, own: _Side | None, other: _Side | None) -> Tensor:
+        """exp(l − lse_own) + exp(l − lse_other) from (lse, exp(−lse)) of each side; overwrites `block`."""
+        second = self.second(block)
+        if not self.logits.known_maximum:
+            terms = [block - lse for lse in (own and own[0][:, None], other and other[0]) if lse is not None]
+            return torch.stack(terms).exp_().sum(0) if len(terms) > 1 else terms[0].exp_()
+        if own and other:
+            torch.add(own[1][:, None], other[1], out=second)
+            return block.exp_().mul_(second)
+        factor = own[1][:, None] if own else other[1] if other else 0.0
+        return block.exp_().mul_(factor)
+
+
+_Side = tuple[Tensor, Tensor]
+
+
+class _Running:
+    """Sums over the blocks seen so far; relative to the known maximum, or to each row's largest logit until now."""
+
+    def __init__(self, length: int, logits: Logits, metrics: bool, width: int = 0) -> None:
+        self.tile = _Tile(logits)
+        self.known = logits.known_maximum
+        self.sum = torch.zeros(length)
+        self.top = torch.full((length,), LOWEST)
+        self.weighted = torch.zeros(length) if metrics else None
+        self.attraction = torch.zeros(length, width) if width else None
+
+    def exponentials(self, block: Tensor) -> Tensor | None:
+        """exp(block) where both directions can share it; the logits themselves survive only if metrics need them."""
+        if not self.known:
+            return None
+        return torch.exp(block, out=block if self.weighted is None else self.tile.second(block))
+
+    def add(self, rows: slice, block: Tensor, exps: Tensor | None, dim: int, columns: Tensor | None = None) -> None:
+        if exps is None:
+            exps = self._move_maximum(rows, block, dim)
+        elif self.weighted is not None:
+            torch.maximum(self.top[rows], block.amax(dim), out=self.top[rows])
+        self.sum[rows] += exps.sum(dim)
+        if self.weighted is not None:
+            self.weighted[rows] += (exps * block).sum(dim)
+        if self.attraction is not None and columns is not None:
+            self.attraction[rows].addmm_(exps, columns)
+
+    def _move_maximum(self, rows: slice, block: Tensor, dim: int) -> Tensor:
+        top = torch.maximum(self.top[rows], block.amax(dim))
+        rescale = (self.top[rows] - top).exp_()
+        self.top[rows] = top
+        self.sum[rows] *= rescale
+        if self.weighted is not None:
+            self.weighted[rows] *= rescale
+        if self.attraction is not None:
+            self.attraction[rows] *= rescale[:, None]
+        return torch.sub(block, top.unsqueeze(dim), out=self.tile.second(block)).exp_()
+
+    def finish(self) -> Sums:
+        log_sum = self.sum.log() if self.known else self.sum.log() + self.top
+        if self.weighted is None and self.attraction is None:
+            return Sums(log_sum)
+        scale = torch.where(self.sum > 0, 1.0 / self.sum, 0.0)
+        return Sums(
+            log_sum,
+            None if self.weighted is None else self.top,
+            None if self.weighted is None else self.weighted * scale,
+            None if self.attraction is None else self.attraction.mul_(scale[:, None]),
+        )
+
+
+_precision_lock = threading.RLock()
+
+
+@contextmanager
+def _plain_arithmetic(logits: Logits) -> Iterator[None]:
+    """No graph, no autocast, and products of the stated precision.
+
+    For bf16, oneDNN rounds fp32 operands on the way in and sums in fp32: `torch.mm` on bf16 tensors would round the
+    logits too (1 % of exp(l) at τ = 0.1). The switch is process-wide, hence the lock. Where torch or the processor has
+    no such mode the products are exact.
+    """
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _precision_lock:
+        if matmul is None:
+            yield
+            return
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "bf16" if logits.products == torch.bfloat16 else "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
