@@ -35,7 +35,7 @@ class LARS(Optimizer):
         ema: `(targets, online)`, equally long lists; after the step target ← m·target + (1 − m)·online, in the same
             sweep. Every online tensor is one of `params`.
         ema_momentum: m in [0, 1], also settable as an attribute between steps; a number or a zero-dimensional tensor.
-        copies: `(copies, online)`: tensors of another floating dtype that receive the new parameters, in the same sweep.
+        copies: `(copies, online)`: tensors of any floating dtype that receive the new parameters, in the same sweep.
 
     Mixed precision: `torch.amp.GradScaler` sets `grad_scale` and `found_inf`, and so may anybody. Gradients are divided
     by `grad_scale` on the fly. With `found_inf` set to a zero-dimensional float32 tensor, the step also checks every

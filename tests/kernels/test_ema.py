@@ -1,0 +1,171 @@
+"""The parameter average against float64 arithmetic and against torch's interpolation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastssl_kernels.ema import ema_reference, ema_update_
+from fastssl_kernels.ema.flat import flat, in_order_of, is_dense, same_order
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SHAPES = [(), (0,), (1,), (7,), (127, 33), (5, 3, 3, 3), (64, 16, 1, 1)]
+
+
+def lists(target: torch.dtype, online: torch.dtype, seed: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [[torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES] for _ in range(2)]
+    return [t.to(target) for t in pairs[0]], [o.to(online) for o in pairs[1]]
+
+
+# Half a unit in the last place of the result, and three rounded operations of the wide type before it.
+TOLERANCE = {torch.float64: 1e-15, torch.float32: 2e-7, torch.float16: 2**-11 + 1e-6, torch.bfloat16: 2**-8 + 1e-6}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.5, 0.996, 0.9999, 1.0])
+@pytest.mark.parametrize(
+    ("target", "online"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float64),
+    ],
+)
+def test_it_is_the_weighted_mean(target, online, momentum):
+    targets, onlines = lists(target, online)
+    expected = [ema_reference(t.double(), o, momentum) for t, o in zip(targets, onlines, strict=True)]
+    untouched = [o.clone() for o in onlines]
+    ema_update_(targets, onlines, momentum)
+    for t, e, o, u in zip(targets, expected, onlines, untouched, strict=True):
+        assert t.dtype == target
+        # The result is a convex combination, but its terms may cancel: measure against their size.
+        torch.testing.assert_close(t.double(), e, rtol=TOLERANCE[target], atol=4 * TOLERANCE[target])
+        assert torch.equal(o, u)
+
+
+def test_the_ends_are_exact():
+    """m = 1 keeps the target bit for bit, m = 0 copies, and equal networks stay equal whatever m."""
+    targets, onlines = lists(torch.float32, torch.float32)
+    before = [t.clone() for t in targets]
+    ema_update_(targets, onlines, 1.0)
+    assert all(torch.equal(t, b) for t, b in zip(targets, before, strict=True))
+    ema_update_(targets, onlines, 0.0)
+    assert all(torch.equal(t, o) for t, o in zip(targets, onlines, strict=True))
+    for momentum in (0.1, 0.5, 0.996):
+        ema_update_(targets, onlines, momentum)
+        assert all(torch.equal(t, o) for t, o in zip(targets, onlines, strict=True))
+
+
+def test_many_steps_converge_geometrically():
+    target, online = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    for _ in range(50):
+        ema_update_([target], [online], 0.9)
+    torch.testing.assert_close(target, torch.full_like(target, 1 - 0.9**50), rtol=1e-12, atol=0)
+
+
+def test_mixed_lists_layouts_and_slices():
+    torch.manual_seed(0)
+    storage = torch.randn(9, 10)
+    outside = storage[:, 7:].clone()
+    targets = [
+        torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
+        torch.randn(4, 3, 3, 3),
+        storage[:, 1:7:2],
+        torch.randn(6, 5).t(),
+        torch.randn(8).bfloat16(),
+        torch.nn.Parameter(torch.randn(3, 3)),
+    ]
+    onlines = [
+        torch.randn(4, 3, 3, 3),
+        torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
+        torch.randn(9, 3),
+        torch.randn(5, 6),
+        torch.randn(8),
+        torch.nn.Parameter(torch.randn(3, 3)),
+    ]
+    expected = [ema_reference(t.detach(), o.detach(), 0.75) for t, o in zip(targets, onlines, strict=True)]
+    strides = [t.stride() for t in targets]
+    ema_update_(iter(targets), iter(onlines), torch.tensor(0.75))
+    for t, e in zip(targets, expected, strict=True):
+        torch.testing.assert_close(t.detach(), e)
+    assert [t.stride() for t in targets] == strides
+    assert torch.equal(storage[:, 7:], outside)
+
+
+def test_a_scalar_tensor_is_read_without_the_dispatcher():
+    class Names(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    targets, onlines = lists(torch.float32, torch.float32)
+    momentum = torch.tensor(0.99)
+    with Names() as names:
+        ema_update_(targets, onlines, momentum)
+    # On the CPU that is all there is: the fastest thing torch has, and nothing around it.
+    assert names.seen == ["aten::_foreach_lerp_.Scalar"]
+
+
+def test_empty_lists_do_nothing():
+    ema_update_([], [], 0.5)
+
+
+def test_wrong_input_is_named():
+    t = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="target and online must be equally long, got 1 and 2 tensors"):
+        ema_update_([t], [t, t], 0.5)
+    with pytest.raises(ValueError, match=r"target\[1\] and online\[1\] differ in shape: \(2, 3\) and \(3, 2\)"):
+        ema_update_([t, t], [t, t.t()], 0.5)
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 1.5"):
+        ema_update_([t], [t], 1.5)
+    with pytest.raises(ValueError, match="momentum must be a number or a zero-dimensional tensor"):
+        ema_update_([t], [t], torch.ones(2))
+    with pytest.raises(TypeError, match="floating dtype"):
+        ema_update_([t.long()], [t], 0.5)
+    with pytest.raises(ValueError, match="all tensors must be on cpu"):
+        ema_update_([t], [torch.empty(2, 3, device="meta")], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dense"),
+    [
+        (torch.ones(3, 4), True),
+        (torch.ones(3, 4).t(), True),
+        (torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last), True),
+        (torch.ones(2, 3, 4, 5).permute(3, 1, 0, 2), True),
+        (torch.ones(1, 3, 1, 1).to(memory_format=torch.channels_last), True),
+        (torch.ones(()), True),
+        (torch.ones(0, 3), True),
+        (torch.ones(6, 4)[::2], False),
+        (torch.ones(6, 4)[:, :3], False),
+        (torch.ones(1).expand(4), False),
+        (torch.ones(4, 1).expand(4, 3), False),
+        (torch.ones(10).as_strided((3, 3), (2, 1)), False),
+    ],
+)
+def test_dense_tensors_have_a_flat_alias(tensor, dense):
+    assert is_dense(tensor) == dense
+    if dense:
+        alias = flat(tensor)
+        assert alias.shape == (tensor.numel(),)
+        assert alias.data_ptr() == tensor.data_ptr()
+        assert sorted(alias.tolist()) == sorted(tensor.reshape(-1).tolist())
+
+
+def test_memory_order_ignores_dimensions_of_size_one():
+    plain = torch.randn(5, 4, 1, 1)
+    last = plain.to(memory_format=torch.channels_last)
+    assert same_order(plain, last)
+    assert in_order_of(last, plain) is last
+    wide = torch.randn(5, 4, 3, 3)
+    assert not same_order(wide, wide.to(memory_format=torch.channels_last))
+    ordered = in_order_of(wide, wide.to(memory_format=torch.channels_last))
+    assert torch.equal(ordered, wide)
+    assert ordered.is_contiguous(memory_format=torch.channels_last)
