@@ -1,6 +1,6 @@
 """The order of an epoch: a true global permutation that is computed, not stored.
 
-Positions 0 … n - 1 pass through a keyed bijection of [0, 4^k), the least power of four that holds n (at least 256): six
+Positions 0 … n - 1 pass through a keyed bijection of [0, 4^k), the least power of four that holds n (at least 64): six
 Feistel rounds whose keys come from (seed, epoch). Results outside [0, n) go through it again until they fall inside
 ("cycle walking"), which is what makes the bijection of [0, 4^k) one of [0, n). Cost is constant for each index, so
 a resumed or re-sharded run finds its place at once.
@@ -55,7 +55,7 @@ def permuted(indices: ArrayLike, n: int, seed: int, epoch: int) -> NDArray[np.in
     positions = np.asarray(indices, dtype=np.int64)
     if positions.size and not (positions.min() >= 0 and positions.max() < n):
         raise ValueError(f"indices must be in [0, {n}), got {positions.min()} … {positions.max()}")
-    half_bits = max(4, -(-(n - 1).bit_length() // 2))
+    half_bits = max(3, -(-(n - 1).bit_length() // 2))
     keys = words(seed, epoch, [0], ORDER_VIEW, _ROUNDS)[0]
     items = _encrypt(positions.astype(np.uint32), half_bits, keys)
     outside = np.flatnonzero(items >= n)
