@@ -65,6 +65,32 @@ def raw_pixel_features(batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     return _join(features, labels)
 
 
+def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor) -> None:
+    """Raise `UserError` unless a classifier can be made of `train_x` `[N, D]`, `train_y` `[N]` for `test_x` `[M, D]`."""
+    if train_x.ndim != 2 or test_x.ndim != 2 or train_x.shape[1] != test_x.shape[1]:
+        raise UserError(
+            "train_x and test_x must be matrices [samples, dimensions] of equal width, "
+            f"got {list(train_x.shape)} and {list(test_x.shape)}"
+        )
+    check_labels("train", train_x, train_y)
+    if len(test_x) == 0:
+        raise UserError("test_x is empty: there is nothing to classify")
+    if train_y.min() < 0:
+        raise UserError("train_y has negative labels: a classifier needs data with a class for every image")
+    for name, features in (("train_x", train_x), ("test_x", test_x)):
+        if not torch.isfinite(features).all():
+            raise UserError(f"{name} has features that are not finite: the backbone has diverged")
+
+
+def check_labels(name: str, x: Tensor, y: Tensor) -> None:
+    """Raise `UserError` unless `y` holds one label for every row of `x`, and at least one."""
+    if y.shape != x.shape[:1] or len(y) == 0:
+        raise UserError(
+            f"{name}_y must hold one label for each row of {name}_x and at least one, "
+            f"got labels {list(y.shape)} for features {list(x.shape)}"
+        )
+
+
 @contextmanager
 def _evaluating(backbone: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in backbone.modules()]

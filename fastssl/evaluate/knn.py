@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fastssl.errors import UserError
+from fastssl.evaluate.features import check_features, check_labels
 
 BLOCK_ROWS = 1024
 BLOCK_COLUMNS = 4096
@@ -47,7 +48,11 @@ def knn_predict(
     Raises:
         UserError: shapes, labels, k or temperature make no sense, or a feature is not finite.
     """
-    _check(train_x, train_y, test_x, k, temperature)
+    check_features(train_x, train_y, test_x)
+    if k < 1:
+        raise UserError(f"k must be at least 1, got {k}")
+    if not temperature > 0:
+        raise UserError(f"temperature must be > 0, got {temperature}")
     classes, compact_y = torch.unique(train_y, return_inverse=True)
     dtype = torch.float64 if train_x.dtype == torch.float64 else torch.float32
     bank = normalize(train_x.to(dtype), dim=1)
@@ -70,11 +75,7 @@ def knn_accuracy(
     block_columns: int = BLOCK_COLUMNS,
 ) -> float:
     """Share of `test_x` whose class `knn_predict` gets right, 0 … 1. `test_y` is `[M]` int64, M ≥ 1."""
-    if test_y.shape != test_x.shape[:1] or len(test_y) == 0:
-        raise UserError(
-            f"test_y must hold one label for each row of test_x, got {tuple(test_y.shape)} labels for "
-            f"features of shape {tuple(test_x.shape)}"
-        )
+    check_labels("test", test_x, test_y)
     predictions = knn_predict(
         train_x,
         train_y,
@@ -105,27 +106,3 @@ def _vote(similarity: Tensor, rows: Tensor, labels: Tensor, classes: int, temper
     weights = ((similarity.double() - similarity[:, :1].double()) / temperature).exp()
     scores = weights.new_zeros(len(rows), classes).scatter_add_(1, labels[rows], weights)
     return scores.argmax(dim=1)  # of equal scores the first
-
-
-def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int, temperature: float) -> None:
-    if train_x.ndim != 2 or test_x.ndim != 2 or train_x.shape[1] != test_x.shape[1]:
-        raise UserError(
-            "train_x and test_x must be matrices [samples, dimensions] of equal width, got "
-            f"{tuple(train_x.shape)} and {tuple(test_x.shape)}"
-        )
-    if train_y.shape != train_x.shape[:1] or len(train_y) == 0:
-        raise UserError(
-            f"train_y must hold one label for each row of train_x, got {tuple(train_y.shape)} labels for "
-            f"features of shape {tuple(train_x.shape)}"
-        )
-    if len(test_x) == 0:
-        raise UserError("test_x is empty: nothing can be classified")
-    if train_y.min() < 0:
-        raise UserError("train_y has negative labels: a kNN classifier needs data with a class for every image")
-    if k < 1:
-        raise UserError(f"k must be at least 1, got {k}")
-    if not temperature > 0:
-        raise UserError(f"temperature must be > 0, got {temperature}")
-    for name, features in (("train_x", train_x), ("test_x", test_x)):
-        if not torch.isfinite(features).all():
-            raise UserError(f"{name} has features that are not finite: the training has diverged")
