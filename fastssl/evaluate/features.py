@@ -66,7 +66,7 @@ def raw_pixel_features(batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
 
 
 def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor) -> None:
-    """Raise `UserError` unless a classifier can be made of `train_x` `[N, D]`, `train_y` `[N]` for `test_x` `[M, D]`."""
+    """Raise `UserError` unless `train_x` `[N, D]` and `train_y` `[N]` can teach a classifier of `test_x` `[M, D]`."""
     if train_x.ndim != 2 or test_x.ndim != 2 or train_x.shape[1] != test_x.shape[1]:
         raise UserError(
             "train_x and test_x must be matrices [samples, dimensions] of equal width, "

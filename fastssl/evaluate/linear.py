@@ -4,7 +4,7 @@ With standardised features x (zero mean and unit variance a dimension over the t
 
     L(W, b) = 1/N Σ_n −log softmax(Wᵀ x_n + b)[y_n] + λ/2 ‖W‖²
 
-which is scikit-learn's `LogisticRegression` with C = 1 / (λ N). The loss is convex, so the result depends on no learning
+which is scikit-learn's `LogisticRegression` with C = 1 / (λ N). The loss is convex: the result depends on no learning
 rate, batch size or augmentation, only on λ.
 """
 

@@ -91,7 +91,7 @@ def test_the_best_held_out_strength_is_used():
 
 
 def test_a_strong_penalty_is_chosen_where_it_helps():
-    """A weak shift in all of 80 dimensions, 60 samples: the strong penalty gives the centroids, the weak one the noise."""
+    """A weak shift in all of 80 dimensions, 60 samples: a strong penalty fits the centroids, a weak one the noise."""
     generator = torch.Generator().manual_seed(6)
 
     def draw(n):
