@@ -48,9 +48,11 @@ def extract_features(
     device = torch.device(device)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     features, labels = [], []
-    with _evaluating(backbone), torch.inference_mode(), _autocast(device, precision):
+    with _evaluating(backbone):
         for images, classes, _ids in batches:
-            output = backbone(images.to(device, non_blocking=True).contiguous(memory_format=memory_format))
+            # Around the network alone: `batches` may be a generator that renders, and must not render in bf16.
+            with torch.inference_mode(), _autocast(device, precision):
+                output = backbone(images.to(device, non_blocking=True).contiguous(memory_format=memory_format))
             features.append(_vectors(output, len(images)).to("cpu", torch.float32))
             labels.append(_labels(classes, len(images)))
     return _join(features, labels)

@@ -151,3 +151,16 @@ def test_nothing_to_read_and_unknown_precision_are_refused(backbone):
     with pytest.raises(UserError, match="got 'fp8'"):
         extract_features(backbone, batches(), device="cpu", precision="fp8")
     assert backbone.training
+
+
+def test_batches_are_made_outside_autocast_and_inference_mode():
+    """A generator that renders as it goes must see neither the network's precision nor inference tensors."""
+    seen = []
+
+    def batches():
+        for start in (0, 2):
+            seen.append((torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()))
+            yield torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), torch.arange(start, start + 2)
+
+    extract_features(torch.nn.Flatten(), batches(), device="cpu", precision="bf16", channels_last=True)
+    assert seen == [(False, False)] * 2
