@@ -37,6 +37,8 @@ class SimCLRConfig:
     """Width of the embedding that the loss compares."""
     layers: int = 2
     """Layers of the projector: 2 in the paper, 3 in SimCLR v2 and in the authors' later code."""
+    init_std: float = 0.01
+    """Standard deviation of the projector's initial weights; 0 takes torch's default, which suits Adam's fixed steps."""
     reduction: Literal["sum", "mean"] = "sum"
     """Add the two directions, as the authors' code does, or average over all rows, as the paper writes."""
 
@@ -45,6 +47,8 @@ class SimCLRConfig:
             raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
         if self.layers < 1 or self.out < 1 or self.hidden < 0:
             raise UserError("--method.layers and --method.out must be at least 1 and --method.hidden at least 0")
+        if not 0 <= self.init_std < 10:
+            raise UserError(f"--method.init-std must be in [0, 10), got {self.init_std}")
         if views < 2:
             raise UserError(f"simclr compares at least two views of an image, the recipe has {views}")
 
@@ -58,8 +62,8 @@ class SimCLR(Method):
         hidden = config.hidden or features
         self.projector = mlp_head([features, *[hidden] * (config.layers - 1), config.out])
         for layer in self.projector:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.01)
+            if isinstance(layer, nn.Linear) and config.init_std:
+                nn.init.normal_(layer.weight, std=config.init_std)
 
     def embed(self, views: Views) -> torch.Tensor:
         """`[V·B, out]`, view-major: the backbone once a resolution, the projector once."""

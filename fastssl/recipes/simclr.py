@@ -96,7 +96,7 @@ batch 512; about 91 % linear."""
 CIFAR10_SMALL = replace(
     CIFAR10,
     recipe="cifar10-small",
-    method=SimCLRConfig(temperature=0.2, hidden=512, out=128, layers=2, reduction="mean"),
+    method=SimCLRConfig(temperature=0.2, hidden=512, out=128, layers=2, init_std=0.0, reduction="mean"),
     backbone=BackboneConfig(name="resnet10", stem="cifar-s2", width=0.5),
     augment=Augmentation(
         views=(replace(CIFAR10.augment.views[0], scale=(0.2, 1.0), sampler="attempts", interpolation="bilinear"),)
@@ -113,7 +113,7 @@ QUICK = replace(
     CIFAR10_SMALL,
     data=BUILTIN,
     recipe="quick",
-    method=SimCLRConfig(temperature=0.2, hidden=256, out=64, layers=2, reduction="mean"),
+    method=SimCLRConfig(temperature=0.2, hidden=256, out=64, layers=2, init_std=0.0, reduction="mean"),
     backbone=BackboneConfig(name="resnet10", stem="cifar-s2", width=0.25),
     augment=Augmentation(
         views=(
@@ -136,8 +136,8 @@ QUICK = replace(
     monitor=MonitorConfig(knn_epochs=5, linear=True),
 )
 """Ours, for the built-in shapes. There colour is what tells two images apart: with CIFAR's mild jitter the network
-matches views by colour and learns no shape. So hue turns over the whole wheel, half the views are gray and half are inverted,
-and crops keep at least half of the image, so that the shape stays inside."""
+matches views by colour and learns no shape. So hue turns over the whole wheel, half the views are
+gray and half are inverted, and crops keep at least half of the image, so that the shape stays inside."""
 
 RECIPES: dict[str, Config] = {
     config.recipe: config for config in (IMAGENET_1000EP, IMAGENET_100EP, CIFAR10, CIFAR10_SMALL, QUICK)

@@ -41,6 +41,7 @@ def test_paper_recipe():
         "hidden": 0,
         "out": 128,
         "layers": 2,
+        "init_std": 0.01,
         "reduction": "sum",
     }
     assert (config.backbone.name, config.backbone.stem, config.backbone.width) == ("resnet50", "imagenet", 1.0)
