@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from .byol import byol_loss
+from .ema import ema_update_
+from .lars import LARS, exclude_from_adaptation
 from .nt_xent import Metrics, info_nce, nt_xent
 
 __all__ = [
+    "LARS",
     "Metrics",
+    "byol_loss",
+    "ema_update_",
+    "exclude_from_adaptation",
     "info_nce",
     "nt_xent",
 ]
