@@ -67,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(options: type[Options], args: list[str], *, prog: str, default: Options | None = None) -> Options:
     """`args` as an instance of the dataclass `options`. Raises `UserError` with the first sentence of what is wrong."""
     stderr = io.StringIO()
-    extra = {} if default is None else {"default": default}
+    start = tyro.MISSING_NONPROP if default is None else default
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(options, args=args, prog=prog, config=(tyro.conf.AvoidSubcommands,), **extra)
+            return tyro.cli(options, args=args, prog=prog, default=start, config=(tyro.conf.AvoidSubcommands,))
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -164,7 +164,7 @@ def _evaluate(args: list[str]) -> int:
 
     results = evaluate_checkpoint(
         options.checkpoint,
-        kind,
+        "knn" if kind == "knn" else "linear",
         data=options.data,
         val_data=options.val_data,
         k=options.k,

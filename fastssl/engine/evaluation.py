@@ -23,7 +23,7 @@ from ..evaluate.knn import knn_accuracy
 from ..evaluate.linear import ProbeResult, linear_probe
 from ..methods.build import build_method
 from . import checkpoint
-from .precision import resolve_device, resolve_precision, set_threads
+from .precision import Precision, resolve_device, resolve_precision, set_threads
 from .rundir import open_data
 
 RAW_PIXELS = 32
@@ -42,7 +42,9 @@ class Features(NamedTuple):
 class Evaluator:
     """Evaluates a backbone on held-out labelled images, or, without any, on a tenth of the training images."""
 
-    def __init__(self, train: Source, val: Source | None, config: Config, device: torch.device, precision: str) -> None:
+    def __init__(
+        self, train: Source, val: Source | None, config: Config, device: torch.device, precision: Precision
+    ) -> None:
         self._config, self._device, self._precision = config, device, precision
         ids = permuted(np.arange(len(train)), n=len(train), seed=config.train.seed, epoch=0)
         held_out = min(10_000, len(train) // 10) if val is None else 0

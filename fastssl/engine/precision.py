@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Literal
 
 import torch
 
 from ..config import TrainConfig
 from ..errors import UserError
+
+Precision = Literal["fp32", "bf16"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -21,7 +24,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
     """auto: bf16 where the hardware multiplies it, fp32 elsewhere (emulated bf16 is several times slower)."""
     if name != "auto":
         return name

@@ -112,7 +112,7 @@ class _Run:
             torch.manual_seed(self.config.train.seed)
             method = build_method(self.config.method, self.config.backbone)
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-        return method.to(device=self.device, memory_format=layout)
+        return method.to(self.device).to(memory_format=layout)
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:

@@ -21,7 +21,7 @@ from torch import nn
 from ..data.views import Views
 from ..errors import UserError
 from ..evaluate.collapse import embedding_std
-from ..models.heads import mlp_head
+from ..models import ResNet, mlp_head
 from .base import Losses, Method, StepState
 
 
@@ -38,7 +38,7 @@ class SimCLRConfig:
     layers: int = 2
     """Layers of the projector: 2 in the paper, 3 in SimCLR v2 and in the authors' later code."""
     init_std: float = 0.01
-    """Standard deviation of the projector's initial weights; 0 takes torch's default, which suits Adam's fixed steps."""
+    """Standard deviation of the projector's initial weights; 0 takes torch's default, which suits Adam's steps."""
     reduction: Literal["sum", "mean"] = "sum"
     """Add the two directions, as the authors' code does, or average over all rows, as the paper writes."""
 
@@ -54,11 +54,11 @@ class SimCLRConfig:
 
 
 class SimCLR(Method):
-    def __init__(self, config: SimCLRConfig, backbone: nn.Module) -> None:
+    def __init__(self, config: SimCLRConfig, backbone: ResNet) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
-        features = int(backbone.feature_dim)
+        features = backbone.feature_dim
         hidden = config.hidden or features
         self.projector = mlp_head([features, *[hidden] * (config.layers - 1), config.out])
         for layer in self.projector:

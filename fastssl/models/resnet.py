@@ -79,6 +79,11 @@ class ResNet(nn.Module):
     `zero_init_residual` starts the last scale of every block at zero (Goyal et al., arXiv 1706.02677).
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         block: type[BasicBlock | Bottleneck],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from fastssl_kernels.lars import LARS, exclude_from_adaptation
+from fastssl_kernels import LARS, exclude_from_adaptation
 from torch import nn
 
 from ..errors import UserError

@@ -97,7 +97,7 @@ CIFAR10_SMALL = replace(
     CIFAR10,
     recipe="cifar10-small",
     method=SimCLRConfig(temperature=0.2, hidden=512, out=128, layers=2, init_std=0.0, reduction="mean"),
-    backbone=BackboneConfig(name="resnet10", stem="cifar-s2", width=0.5),
+    backbone=BackboneConfig(name="resnet10", stem="cifar-s2", width=0.5, zero_init_residual=False),
     augment=Augmentation(
         views=(replace(CIFAR10.augment.views[0], scale=(0.2, 1.0), sampler="attempts", interpolation="bilinear"),)
     ),
@@ -114,7 +114,7 @@ QUICK = replace(
     data=BUILTIN,
     recipe="quick",
     method=SimCLRConfig(temperature=0.2, hidden=256, out=64, layers=2, init_std=0.0, reduction="mean"),
-    backbone=BackboneConfig(name="resnet10", stem="cifar-s2", width=0.25),
+    backbone=BackboneConfig(name="resnet10", stem="cifar-s2", width=0.25, zero_init_residual=False),
     augment=Augmentation(
         views=(
             ViewSpec(
