@@ -20,7 +20,7 @@ from ..errors import UserError
 FORMAT = 1
 """Raised when the layout of a checkpoint changes."""
 
-KEYS = frozenset({"format", "config", "method", "optimizer", "step", "seconds", "results", "rng"})
+KEYS = frozenset({"format", "config", "method", "optimizer", "step", "seconds", "wall", "results", "rng"})
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

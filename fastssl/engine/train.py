@@ -89,7 +89,7 @@ class _Run:
         self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
         self.method = self._build_method()
         self.optimizer = build_optimizer(self.method, config.optim)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.results: dict[str, Any] = {}
         if state is None:
             self.run_dir = rundir.claim(config, {"threads": threads, "precision": self.precision, **environment()})
@@ -121,6 +121,7 @@ class _Run:
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"the checkpoint does not fit config.yaml: {str(error).splitlines()[0]}") from None
         self.step, self.seconds, self.results = state["step"], state["seconds"], state["results"]
+        self.started -= state["wall"]
         torch.set_rng_state(state["rng"])
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ class _Run:
         metrics = {name: value.item() for name, value in losses.metrics.items()}
         timing = clock.window(config.train.batch_size, self.step)
         row = {"kind": "train", "step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss, "lr": lr}
-        return {**row, **metrics, "timing": {"time": self.seconds, **timing}}
+        return {**row, **metrics, "timing": {"time": self.seconds, "wall": self._wall(), **timing}}
 
     def _after_step(self) -> None:
         """Evaluation and checkpoints that are due after the step just made."""
@@ -256,7 +257,7 @@ class _Run:
         accuracy = self.evaluator.knn(features)
         row: Row = {"kind": "knn", "step": self.step, "epoch": self.step / self.steps_per_epoch, "knn": accuracy}
         row["rankme"] = float(rankme(features.query))
-        self.metrics.write({**row, "timing": {"time": self.seconds}})
+        self.metrics.write({**row, "timing": {"time": self.seconds, "wall": self._wall()}})
         self.display.say(f"epoch {row['epoch']:.0f}: kNN {accuracy:.1%}  RankMe {row['rankme']:.1f}")
         self.results["trained_knn"] = accuracy
         if accuracy > self.results.get("best_knn", -1.0):
@@ -271,10 +272,14 @@ class _Run:
             if self.config.monitor.linear:
                 probe = self.evaluator.linear(features)
                 self.results["linear_probe"] = probe.top1
-        self.results.update(steps=self.step, training_seconds=self.seconds)
+        self.results.update(steps=self.step, training_seconds=self.seconds, wall_seconds=self._wall())
         report.finish(self.run_dir, self.results, say=self.display.say)
 
     # -- safety -------------------------------------------------------------------------------------------------------
+
+    def _wall(self) -> float:
+        """Seconds since the run began, evaluation included, over all its processes."""
+        return time.monotonic() - self.started
 
     def _save(self, name: str = rundir.LAST) -> bool:
         state = {
@@ -283,6 +288,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "wall": self._wall(),
             "results": self.results,
             "rng": torch.get_rng_state(),
         }

@@ -132,6 +132,7 @@ QUICK = replace(
             ),
         )
     ),
+    optim=replace(CIFAR10_SMALL.optim, lr=6e-3),
     train=TrainConfig(epochs=60, batch_size=256, precision="auto"),
     monitor=MonitorConfig(knn_epochs=5, linear=True),
 )

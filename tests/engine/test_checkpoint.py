@@ -18,6 +18,7 @@ def state(step: int = 1) -> dict:
         "optimizer": {"state": {0: {"momentum_buffer": torch.ones(4, dtype=torch.bfloat16)}}, "param_groups": []},
         "step": step,
         "seconds": 1.5,
+        "wall": 2.5,
         "results": {"knn": 0.5},
         "rng": torch.get_rng_state(),
     }
