@@ -17,9 +17,9 @@ from .. import config as configuration
 from ..config import Config
 from ..data import Batch, Source, ViewLoader
 from ..errors import UserError
-from ..evaluate.collapse import rankme
 from ..methods import Method, StepState
 from ..methods.build import build_method
+from ..methods.collapse import rankme
 from ..optim import build_optimizer
 from ..report.environment import environment
 from . import checkpoint, contact, report, rundir

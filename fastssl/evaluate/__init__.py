@@ -1,1 +1,1 @@
-"""How good a frozen backbone is: features, nearest neighbours, a linear probe, and signs of collapse."""
+"""How good a frozen backbone is: features, nearest neighbours, a linear probe."""

@@ -20,9 +20,9 @@ from torch import nn
 
 from ..data.views import Views
 from ..errors import UserError
-from ..evaluate.collapse import embedding_std
 from ..models import ResNet, mlp_head
 from .base import Losses, Method, StepState
+from .collapse import embedding_std
 
 
 @dataclass(frozen=True)

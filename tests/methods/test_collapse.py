@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastssl.evaluate.collapse import embedding_std, rankme
+from fastssl.methods.collapse import embedding_std, rankme
 
 torch.set_num_threads(2)
 
