@@ -9,7 +9,6 @@ decodes to depends on its bytes alone, never on its neighbours in the batch.
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -78,9 +77,9 @@ def _pil_size(data: bytes) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one
-            width, height = Image.open(io.BytesIO(data)).size
+        width, height = Image.open(io.BytesIO(data)).size
+    except Image.DecompressionBombError as error:  # PIL has a limit of its own, the higher one
+        raise UnreadableImage(f"image above the limit of {MAX_PIXELS} pixels") from error
     except Exception as error:  # any damaged header: PIL's plug-ins raise whatever they meet
         raise UnreadableImage(f"not an image of a known format ({type(error).__name__})") from error
     return height, width
@@ -110,6 +109,14 @@ def image_size(data: bytes) -> tuple[int, int]:
 # -------------------------------------------------------------------------------------------------- one at a time
 
 
+def _decode_jpeg(data: bytes) -> torch.Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # torch warns of read-only memory
+    image = decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    return image.permute(1, 2, 0).contiguous()
+
+
 def _decode_pil(data: bytes) -> torch.Tensor:
     from PIL import Image, ImageOps
 
@@ -121,7 +128,9 @@ def _decode_pil(data: bytes) -> torch.Tensor:
 
 
 def decode_one(data: bytes) -> torch.Tensor:
-    """Decode one image with torchvision, with PIL what torchvision cannot; EXIF orientation is applied.
+    """Decode one image: JPEG with torchvision, all else (and what it refuses) with PIL; EXIF orientation is applied.
+
+    torchvision's decoders of other formats are not used: damaged PNG files were seen to end the process there.
 
     Returns:
         uint8 `[H, W, 3]`.
@@ -130,25 +139,16 @@ def decode_one(data: bytes) -> torch.Tensor:
         UnreadableImage: with the decoder's own reason.
     """
     image_size(data)
-    try:
-        from torchvision.io import ImageReadMode, decode_image
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the buffer is read-only, and only read
-            buffer = torch.frombuffer(data, dtype=torch.uint8)
-        image = decode_image(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        if image.dtype == torch.uint16:
-            image = (image.to(torch.int32) >> 8).to(torch.uint8)
-        if image.ndim == 4:  # an animation: its first frame
-            image = image[0]
-        return image.permute(1, 2, 0).contiguous()
-    except (ImportError, RuntimeError, ValueError) as first:
+    reason = ""
+    if data[:2] == b"\xff\xd8":
         try:
-            return _decode_pil(data)
-        except Exception as error:  # PIL's plug-ins raise whatever they meet
-            # The first decoder's sentence is its last line: the lines above name its own source files.
-            reason = str(first).split(", ")[-1].strip() or str(error)
-            raise UnreadableImage(reason) from error
+            return _decode_jpeg(data)
+        except (ImportError, RuntimeError) as error:
+            reason = str(error).split(", ")[-1].strip()  # what precedes names the decoder's own source files
+    try:
+        return _decode_pil(data)
+    except Exception as error:  # PIL's plug-ins raise whatever they meet
+        raise UnreadableImage(reason or f"{str(error) or type(error).__name__}") from error
 
 
 def _stacked(images: list[torch.Tensor | None], failures: dict[int, str]) -> Decoded:
@@ -158,7 +158,7 @@ def _stacked(images: list[torch.Tensor | None], failures: dict[int, str]) -> Dec
 
 
 class TorchvisionDecoder:
-    """torchvision's and PIL's decoders on a few threads. CPU."""
+    """torchvision's JPEG decoder and PIL's decoders on a few threads. CPU."""
 
     def __init__(self, *, threads: int = 2) -> None:
         self._threads = max(1, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -239,10 +240,11 @@ class ArraySource:
 
     def read(self, index: int) -> bytes:
         """The image as a PNG file, for whoever wants bytes."""
-        from torchvision.io import encode_png
+        from PIL import Image
 
-        pixels = torch.from_numpy(self.images[index]).permute(2, 0, 1).contiguous()
-        return encode_png(pixels).numpy().tobytes()
+        buffer = io.BytesIO()
+        Image.fromarray(self.images[index]).save(buffer, format="PNG")
+        return buffer.getvalue()
 
     def name(self, index: int) -> str:
         return f"image {index}"

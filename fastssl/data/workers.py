@@ -21,6 +21,7 @@ def worker_pool(threads: int, name: str) -> ThreadPoolExecutor:
 
     def start() -> None:
         torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first question is what makes its number its own
         started.wait()
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=start)

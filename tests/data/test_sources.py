@@ -1,0 +1,260 @@
+"""Where images come from: order, labels, and one clear sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastssl.data.decode import decode_one
+from fastssl.data.sources import (
+    ArraySource,
+    FlatFolder,
+    ImageFolder,
+    ObjectSource,
+    TarImages,
+    open_source,
+    open_splits,
+)
+from fastssl.errors import UserError
+
+
+def make_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def touch(path: Path, data: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
+
+
+def test_class_folders(tmp_path):
+    for name in ("b/2.JPG", "b/1.jpeg", "a/x.png", "a/deep/y.webp", "a/notes.txt", "c/.hidden.jpg", ".git/z.jpg"):
+        touch(tmp_path / name, name.encode())
+    source = open_source(tmp_path)
+    assert isinstance(source, ImageFolder)
+    assert source.classes == ("a", "b")
+    assert source.labels is not None
+    assert source.labels.dtype == np.int64
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert [source.name(i) for i in range(4)] == ["a/deep/y.webp", "a/x.png", "b/1.jpeg", "b/2.JPG"]
+    assert [source.read(i).decode() for i in range(4)] == [source.name(i) for i in range(4)]
+
+
+def test_flat_folder(tmp_path):
+    for name in ("2.jpg", "10.jpg", "1.jpg", "readme.md", ".3.jpg"):
+        touch(tmp_path / name, name.encode())
+    source = open_source(str(tmp_path))
+    assert isinstance(source, FlatFolder)
+    assert source.labels is None
+    assert source.classes is None
+    assert [source.name(i) for i in range(len(source))] == ["1.jpg", "10.jpg", "2.jpg"]
+    assert source.read(2) == b"2.jpg"
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    touch(tmp_path / "store" / "1.jpg", b"one")
+    root = tmp_path / "data"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "linked.jpg").symlink_to(tmp_path / "store" / "1.jpg")
+    (root / "a" / "broken.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (root / "a" / "loop").symlink_to(root / "a")
+    (root / "b").symlink_to(tmp_path / "store")
+    source = open_source(root)
+    assert [source.name(i) for i in range(len(source))] == ["a/linked.jpg", "b/1.jpg"]
+    assert source.read(0) == source.read(1) == b"one"
+
+
+# -------------------------------------------------------------------------------------------------------------- tar
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tar_with_class_folders(tmp_path, kind):
+    long = "d" * 150 + ".jpg"
+    members = [("train/b/1.jpg", b"one" * 400), ("train/a/" + "2.jpg", b"two"), ("train/notes.txt", b"no")]
+    members += [(f"train/a/{long}", b"three")] if kind != tarfile.USTAR_FORMAT else []
+    path = tmp_path / "data.tar"
+    with tarfile.open(path, "w", format=kind) as tar:
+        folder = tarfile.TarInfo("train/empty.jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    source = open_source(path)
+    assert isinstance(source, TarImages)
+    assert source.classes == ("a", "b")
+    assert source.labels is not None
+    assert source.labels.tolist() == [1, 0, 0][: len(source)]
+    wanted = {name: data for name, data in members if name.endswith(".jpg")}
+    for i in reversed(range(len(source))):  # in any order
+        assert source.read(i) == wanted[source.name(i)]
+
+
+def test_flat_tar_has_no_labels(tmp_path):
+    source = TarImages(make_tar(tmp_path / "d.tar", [("1.jpg", b"1"), ("2.png", b"2")]))
+    assert len(source) == 2
+    assert source.labels is None
+    assert source.classes is None
+
+
+@pytest.mark.parametrize("name", ["/etc/1.jpg", "a/../../1.jpg", "../1.jpg"])
+def test_member_that_points_outside_is_refused(tmp_path, name):
+    path = make_tar(tmp_path / "d.tar", [("a/ok.jpg", b"ok"), (name, b"bad")])
+    with pytest.raises(UserError, match="points outside the archive"):
+        TarImages(path)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
+def test_compressed_tar_is_refused(tmp_path, mode, kind):
+    path = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"1" * 5000)], mode)
+    with pytest.raises(UserError, match=rf"is compressed \({kind}\).*unpack it"):
+        open_source(path)
+
+
+def test_not_a_tar(tmp_path):
+    with pytest.raises(UserError, match="is not a readable tar file"):
+        open_source(touch(tmp_path / "a.tar", b"hello" * 500))
+    with pytest.raises(UserError, match=r"is not a readable tar file|holds no images"):
+        open_source(touch(tmp_path / "empty.tar", b""))
+
+
+def test_cut_off_tar(tmp_path):
+    path = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"1" * 5000), ("a/2.jpg", b"2" * 50_000)])
+    whole = path.read_bytes()
+    for length in (8000, 30_000):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut off inside 'a/2.jpg'|not a readable tar"):
+            TarImages(path)
+
+
+def test_tar_without_images(tmp_path):
+    with pytest.raises(UserError, match=r"tar file .* holds no images"):
+        TarImages(make_tar(tmp_path / "d.tar", [("a/1.txt", b"1")]))
+
+
+# ------------------------------------------------------------------------------------------------- arrays and objects
+
+
+def test_arrays():
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+    source = ArraySource(images, [0, 1, 0, 1, 2], ("a", "b", "c"))
+    assert len(source) == 5
+    assert np.array_equal(source.image(3), images[3])
+    assert torch.equal(source.gather(np.array([4, 0])), torch.from_numpy(images[[4, 0]]))
+    assert torch.equal(decode_one(source.read(2)), torch.from_numpy(images[2]))
+    assert open_source(source) is source
+    for bad in (images.astype(np.float32), images[..., :2], images[0], images[:0]):
+        with pytest.raises(UserError, match="images must be a uint8 array"):
+            ArraySource(bad)
+    with pytest.raises(UserError, match=r"labels must have shape \[5\], got \[3\]"):
+        ArraySource(images, [0, 1, 2])
+
+
+def test_any_object_with_len_and_read():
+    class Mine:
+        def __len__(self) -> int:
+            return 2
+
+        def read(self, index: int) -> bytes:
+            return bytes([index])
+
+    source = open_source(Mine())
+    assert isinstance(source, ObjectSource)
+    assert (len(source), source.read(1), source.name(1), source.labels) == (2, b"\x01", "sample 1", None)
+    labelled = Mine()
+    labelled.labels, labelled.classes = [1, 0], ["x", "y"]  # type: ignore[attr-defined]
+    assert open_source(labelled).labels.tolist() == [1, 0]
+    labelled.labels = [1]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"labels must have shape \[2\]"):
+        open_source(labelled)
+    with pytest.raises(UserError, match="must be a path or an object with __len__ and read, got int"):
+        open_source(3)
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+def test_missing_and_empty(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        open_source(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is empty"):
+        open_source(tmp_path / "empty")
+    touch(tmp_path / "text" / "a" / "1.txt")
+    with pytest.raises(UserError, match=r"holds no images \(looked for .jpg"):
+        open_source(tmp_path / "text")
+
+
+def test_loose_images_beside_class_folders(tmp_path):
+    touch(tmp_path / "a" / "1.jpg")
+    touch(tmp_path / "2.jpg")
+    with pytest.raises(UserError, match="holds both images and folders of images"):
+        open_source(tmp_path)
+
+
+def test_unreadable_folder(tmp_path, monkeypatch):
+    touch(tmp_path / "a" / "1.jpg")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        open_source(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize("held_out", ["val", "test", "validation", None])
+def test_splits(tmp_path, held_out):
+    for split in ["train"] + ([held_out] if held_out else []):
+        touch(tmp_path / split / "a" / "1.jpg")
+        touch(tmp_path / split / "b" / "2.jpg")
+    train, validation = open_splits(tmp_path)
+    assert len(train) == 2
+    assert (validation is None) == (held_out is None)
+
+
+def test_no_split_folders(tmp_path):
+    touch(tmp_path / "a" / "1.jpg")
+    train, validation = open_splits(tmp_path)
+    assert train.classes == ("a",)
+    assert validation is None
+
+
+def test_a_class_called_train(tmp_path):
+    """As in CIFAR-100: a folder `train` among others, without a validation folder, is a class."""
+    for name in ("plane", "ship", "train"):
+        touch(tmp_path / name / "1.jpg")
+    train, validation = open_splits(tmp_path)
+    assert train.classes == ("plane", "ship", "train")
+    assert validation is None
+
+
+def test_validation_labels_use_the_numbers_of_training(tmp_path):
+    for name in ("train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg", "val/c/1.jpg"):
+        touch(tmp_path / name)
+    _, validation = open_splits(tmp_path)
+    assert validation is not None
+    assert validation.labels.tolist() == [1, 2]
+    assert validation.classes == ("a", "b", "c")
+    touch(tmp_path / "val" / "z" / "1.jpg")
+    with pytest.raises(UserError, match=r"has classes that .*train has not: z"):
+        open_splits(tmp_path)
