@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
+
+from .scalar import host_scalar
 
 
 @torch.no_grad()
@@ -31,20 +32,12 @@ def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: fl
     _check(targets, onlines, momentum)
     if not targets:
         return
-    _on_cpu(targets, onlines, 1.0 - host_scalar(momentum, "momentum"))
+    if targets[0].device.type == "cpu":
+        _on_cpu(targets, onlines, 1.0 - host_scalar(momentum, "momentum"))
+    else:
+        from .launch import ema_launch  # Triton does not exist everywhere that torch does
 
-
-def host_scalar(value: float | Tensor, name: str) -> float:
-    """A number from a number or a zero-dimensional host tensor, without a dispatched operation.
-
-    Raises:
-        ValueError: the tensor lives on a device, where reading it would stop the host.
-    """
-    if not isinstance(value, Tensor):
-        return float(value)
-    if value.device.type != "cpu":
-        raise ValueError(f"{name} must be a number or a CPU tensor for CPU parameters, got one on {value.device}")
-    return float(cast(float, value.tolist()))
+        ema_launch(targets, onlines, momentum)
 
 
 def _on_cpu(targets: Sequence[Tensor], onlines: Sequence[Tensor], weight: float) -> None:

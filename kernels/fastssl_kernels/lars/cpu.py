@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..ema.flat import flat
-from ..ema.op import host_scalar
+from ..ema.scalar import host_scalar
 from .entry import Entry
 from .reference import LARC_EPSILON
 

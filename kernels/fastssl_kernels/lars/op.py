@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,18 @@ from . import cpu
 from .entry import Entry
 from .reference import VARIANTS
 
+if TYPE_CHECKING:
+    from .launch import Launcher
+
 Pairs = tuple[Sequence[Tensor], Sequence[Tensor]]
 
 
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (arXiv 1708.03888) in the three published variants; see `reference.py`.
 
-    On the CPU it is one measuring pass and one fused pass.
+    On the CPU one step is a measuring pass and a fused pass over memory. On CUDA it is two kernel launches for any
+    number of tensors of one dtype, without host synchronisation; with `lr` and the momenta as zero-dimensional tensors
+    on the device, it can be captured in a CUDA graph after one ordinary step.
 
     Args:
         params: parameters or parameter groups of one device, of floating dtype. A group may set any option below that a
@@ -77,6 +82,7 @@ class LARS(Optimizer):
         }
         super().__init__(params, defaults)
         self.ema_momentum = ema_momentum
+        self._launcher: Launcher | None = None
         self._averages = self._paired("ema", ema, same_dtype=True)
         self._copies = self._paired("copies", copies, same_dtype=False)
 
@@ -105,9 +111,8 @@ class LARS(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name in ("_averages", "_copies"):
-            self.__dict__.setdefault(name, {})
-        self.__dict__.setdefault("ema_momentum", 0.99)
+        for name, value in (("_averages", {}), ("_copies", {}), ("_launcher", None), ("ema_momentum", 0.99)):
+            self.__dict__.setdefault(name, value)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -117,9 +122,11 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.dtype != torch.float32:
+            raise TypeError(f"found_inf must be of dtype torch.float32, got {found_inf.dtype}")
         entries, staged = self._entries()
         if entries:
-            cpu.sweep(
+            self._sweep(entries[0].weight.device)(
                 entries,
                 ema_momentum=self.ema_momentum,
                 grad_scale=getattr(self, "grad_scale", None),
@@ -134,6 +141,15 @@ class LARS(Optimizer):
                 momentum = torch.where(found_inf != 0, 1.0, momentum)
             ema_update_([target for target, _ in idle], [p for _, p in idle], momentum)
         return loss
+
+    def _sweep(self, device: torch.device) -> Callable[..., None]:
+        if device.type == "cpu":
+            return cpu.sweep
+        if self._launcher is None:
+            from .launch import Launcher  # Triton does not exist everywhere that torch does
+
+            self._launcher = Launcher()
+        return self._launcher.sweep
 
     def _entries(self) -> tuple[list[Entry], list[tuple[Tensor, Tensor]]]:
         """Parameters with gradients, and `(tensor, dense stand-in)` of those that are not dense."""
@@ -194,6 +210,8 @@ class LARS(Optimizer):
                 )
             if (same_dtype and partner.dtype != p.dtype) or not partner.is_floating_point():
                 raise TypeError(f"{name}[0][{i}] must be of dtype {p.dtype}, got {partner.dtype}")
+        if not same_dtype and len({partner.dtype for partner in partners}) > 1:
+            raise TypeError(f"{name}[0] must be of one dtype, got {sorted({str(t.dtype) for t in partners})}")
         return {p: partner.detach() for partner, p in zip(partners, parameters, strict=True)}
 
 
