@@ -45,6 +45,15 @@ class Logits:
         return self.normalize and self.temperature >= KNOWN_MAXIMUM_FROM
 
     @property
+    def online(self) -> bool:
+        return not self.known_maximum
+
+    @property
+    def online_with_attraction(self) -> bool:
+        """fp16 products also need exponentials near 1, as they become operands."""
+        return self.online or self.products == torch.float16
+
+    @property
     def shift(self) -> float:
         return 1.0 / self.temperature if self.known_maximum else 0.0
 

@@ -39,7 +39,7 @@ def nt_xent_forward(
     rounded = _view_products(_rounded(z, logits), views) if metrics else None
     own = _row_table(sums, positives, logits, rounded)
     table = gather_rows(own, views, group)
-    return *_means(table), columns, factor, table[:, 0].clone(), own[:, 1].clone()
+    return *_means(table), columns, factor, table[:, 2].clone(), own[:, 0].clone()
 
 
 def nt_xent_backward(
@@ -84,11 +84,11 @@ def info_nce_forward(
     query_gradient: bool,
     key_gradient: bool,
     group: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, [accuracy, entropy], attraction [B, D], share [B], all ranks' queries with lse [W·B, D + 1].
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, [accuracy, entropy], attraction [B, D], share [B], all ranks' queries [W·B, D], their lse [W·B].
 
-    The attraction Σ_n p_in n is all that the gradient of the query needs from the negatives; the last result is empty
-    unless keys are negatives of other rows and want a gradient.
+    The attraction Σ_n p_in n is all that the gradient of the query needs from the negatives; it is empty unless wanted.
+    The last two are empty unless keys are negatives of other rows and want a gradient.
     """
     (q, _), (k, _) = _rows(query, logits), _rows(key, logits)
     exclude = None if queue is not None else _diagonals(1, len(q), group)
@@ -97,12 +97,13 @@ def info_nce_forward(
     positive = ((q * k).sum(1) / logits.temperature - logits.shift)[None]
     rounded = (_rounded(q, logits) * _rounded(k, logits)).sum(1)[None] if metrics else None
     table = _row_table(sums, positive, logits, rounded)
-    share = table[:, 1].clone()
+    share = table[:, 0].clone()
     attraction = q.new_empty(0) if sums.attraction is None else sums.attraction.mul_(share[:, None])
-    queries = q.new_empty(0)
+    table = gather_rows(table, 1, group)
+    queries = lse = q.new_empty(0)
     if key_gradient and queue is None:
-        queries = gather_rows(torch.cat([q, table[:, :1]], 1), 1, group)
-    return *_means(gather_rows(table, 1, group)), attraction, share, queries
+        queries, lse = gather_rows(q.to(logits.products) if group else q, 1, group), table[:, 2].clone()
+    return *_means(table), attraction, share, queries, lse
 
 
 def info_nce_query_backward(
@@ -115,15 +116,14 @@ def info_nce_query_backward(
 
 
 def info_nce_key_backward(
-    grad: Tensor, query: Tensor, key: Tensor, share: Tensor, queries: Tensor, logits: Logits, group: str
+    grad: Tensor, query: Tensor, key: Tensor, share: Tensor, queries: Tensor, lse: Tensor, logits: Logits, group: str
 ) -> Tensor:
     """Gradient of `key` [B, D]: as the positive of its query and, without a queue, as a negative of all others."""
     (q, _), (k, factor) = _rows(query, logits), _rows(key, logits)
     total = share[:, None] * -q
     if queries.numel():
-        columns, lse_columns = queries[:, :-1].contiguous(), queries[:, -1].contiguous()
         exclude = _diagonals(1, len(k), group)
-        total += rectangle_gradient(k, columns, logits, exclude=exclude, lse_columns=lse_columns)
+        total += rectangle_gradient(k, queries, logits, exclude=exclude, lse_columns=lse)
     total.mul_(grad / (len(q) * logits.temperature))
     return _through_norm(total, k, factor, logits).to(key.dtype)
 
@@ -157,11 +157,11 @@ def _view_products(z: Tensor, views: int) -> Tensor:
 
 
 def _row_table(sums: Sums, positives: Tensor, logits: Logits, rounded: Tensor | None) -> Tensor:
-    """Columns lse, share, loss, and with metrics correct (0 or 1) and entropy: [N, 3 or 5]."""
+    """Columns share, loss, lse, and with metrics correct (0 or 1) and entropy: [N, 3 or 5]."""
     positive = positives.logsumexp(0)
     margin = sums.log_sum - positive
     lse, share = torch.logaddexp(sums.log_sum, positive), margin.sigmoid()
-    columns = [lse, share, F.softplus(margin) + (positive - positives.mean(0))]
+    columns = [share, F.softplus(margin) + (positive - positives.mean(0)), lse]
     if sums.largest is not None and sums.weighted is not None and rounded is not None:
         best = rounded.amax(0) / logits.temperature - logits.shift
         expected = sums.weighted * share + ((positives - lse).exp() * positives).sum(0)
@@ -171,7 +171,7 @@ def _row_table(sums: Sums, positives: Tensor, logits: Logits, rounded: Tensor | 
 
 def _means(table: Tensor) -> tuple[Tensor, Tensor]:
     means = table.mean(0)
-    return means[2].clone(), means[3:].clone()
+    return means[1].clone(), means[3:].clone()
 
 
 def _diagonals(views: int, batch: int, group: str) -> Diagonals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,27 +11,26 @@ from torch import Tensor
 from . import cpu
 from .blocked import Logits
 from .gather import size_and_rank
+from .tiles import padded_rows, padded_width
 
 
-@torch.library.custom_op("fastssl::nt_xent_forward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fastssl::nt_xent_forward", mutates_args=())
 def nt_xent_forward(
     z: Tensor, temperature: float, views: int, normalize: bool, products: torch.dtype, metrics: bool, group: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return cpu.nt_xent_forward(z, Logits(temperature, normalize, products), views, metrics, group)
+    return _backend(z).nt_xent_forward(z, Logits(temperature, normalize, products), views, metrics, group)
 
 
 @nt_xent_forward.register_fake
 def _(
     z: Tensor, temperature: float, views: int, normalize: bool, products: torch.dtype, metrics: bool, group: str
 ) -> Any:
-    ranks, _ = size_and_rank(group)
-    rows, width = z.shape
-    columns = _fp32(z, ranks * rows, width).to(_columns_dtype(z, products, group))
-    factor = _fp32(z, rows if normalize else 0)
-    return _fp32(z), _fp32(z, 2 if metrics else 0), columns, factor, _fp32(z, ranks * rows), _fp32(z, rows)
+    columns, lse = _saved_columns(z, views, products, group)
+    factor = _fp32(z, z.shape[0] if normalize else 0)
+    return _fp32(z), _fp32(z, 2 if metrics else 0), columns, factor, lse, _fp32(z, z.shape[0])
 
 
-@torch.library.custom_op("fastssl::nt_xent_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fastssl::nt_xent_backward", mutates_args=())
 def nt_xent_backward(
     grad: Tensor,
     z: Tensor,
@@ -44,9 +44,8 @@ def nt_xent_backward(
     products: torch.dtype,
     group: str,
 ) -> Tensor:
-    return cpu.nt_xent_backward(
-        grad, z, columns, factor, lse, share, Logits(temperature, normalize, products), views, group
-    )
+    logits = Logits(temperature, normalize, products)
+    return _backend(z).nt_xent_backward(grad, z, columns, factor, lse, share, logits, views, group)
 
 
 @nt_xent_backward.register_fake
@@ -67,7 +66,7 @@ def _nt_xent_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, .
 nt_xent_forward.register_autograd(_nt_xent_gradient, setup_context=_nt_xent_context)
 
 
-@torch.library.custom_op("fastssl::info_nce_forward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fastssl::info_nce_forward", mutates_args=())
 def info_nce_forward(
     query: Tensor,
     key: Tensor,
@@ -79,9 +78,9 @@ def info_nce_forward(
     query_gradient: bool,
     key_gradient: bool,
     group: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     logits = Logits(temperature, normalize, products)
-    return cpu.info_nce_forward(query, key, queue, logits, metrics, query_gradient, key_gradient, group)
+    return _backend(query).info_nce_forward(query, key, queue, logits, metrics, query_gradient, key_gradient, group)
 
 
 @info_nce_forward.register_fake
@@ -96,15 +95,16 @@ def _(
     query_gradient: bool,
     key_gradient: bool,
     group: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    ranks, _ = size_and_rank(group)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, width = query.shape
     attraction = _fp32(query, rows, width) if query_gradient else _fp32(query, 0)
-    queries = _fp32(query, ranks * rows, width + 1) if key_gradient and queue is None else _fp32(query, 0)
-    return _fp32(query), _fp32(query, 2 if metrics else 0), attraction, _fp32(query, rows), queries
+    queries, lse = _fp32(query, 0), _fp32(query, 0)
+    if key_gradient and queue is None:
+        queries, lse = _saved_columns(query, 1, products, group)
+    return _fp32(query), _fp32(query, 2 if metrics else 0), attraction, _fp32(query, rows), queries, lse
 
 
-@torch.library.custom_op("fastssl::info_nce_query_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fastssl::info_nce_query_backward", mutates_args=())
 def info_nce_query_backward(
     grad: Tensor,
     query: Tensor,
@@ -115,7 +115,8 @@ def info_nce_query_backward(
     normalize: bool,
     products: torch.dtype,
 ) -> Tensor:
-    return cpu.info_nce_query_backward(grad, query, key, attraction, share, Logits(temperature, normalize, products))
+    logits = Logits(temperature, normalize, products)
+    return _backend(query).info_nce_query_backward(grad, query, key, attraction, share, logits)
 
 
 @info_nce_query_backward.register_fake
@@ -123,19 +124,21 @@ def _(grad: Tensor, query: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("fastssl::info_nce_key_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fastssl::info_nce_key_backward", mutates_args=())
 def info_nce_key_backward(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
     share: Tensor,
     queries: Tensor,
+    lse: Tensor,
     temperature: float,
     normalize: bool,
     products: torch.dtype,
     group: str,
 ) -> Tensor:
-    return cpu.info_nce_key_backward(grad, query, key, share, queries, Logits(temperature, normalize, products), group)
+    logits = Logits(temperature, normalize, products)
+    return _backend(query).info_nce_key_backward(grad, query, key, share, queries, lse, logits, group)
 
 
 @info_nce_key_backward.register_fake
@@ -145,29 +148,47 @@ def _(grad: Tensor, query: Tensor, key: Tensor, *_: Any) -> Tensor:
 
 def _info_nce_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     query, key, _, temperature, normalize, products, *_, group = inputs
-    _, _, attraction, share, queries = output
-    ctx.save_for_backward(query, key, attraction, share, queries)
+    ctx.save_for_backward(query, key, *output[2:])
     ctx.options = (temperature, normalize, products)
     ctx.group = group
 
 
 def _info_nce_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    query, key, attraction, share, queries = ctx.saved_tensors
+    query, key, attraction, share, queries, lse = ctx.saved_tensors
     by_query = by_key = None
     if ctx.needs_input_grad[0]:
         by_query = info_nce_query_backward(grad, query, key, attraction, share, *ctx.options)
     if ctx.needs_input_grad[1]:
-        by_key = info_nce_key_backward(grad, query, key, share, queries, *ctx.options, ctx.group)
+        by_key = info_nce_key_backward(grad, query, key, share, queries, lse, *ctx.options, ctx.group)
     return by_query, by_key, *(None,) * 8
 
 
 info_nce_forward.register_autograd(_info_nce_gradient, setup_context=_info_nce_context)
 
 
+def _backend(x: Tensor) -> ModuleType:
+    if x.is_cuda:
+        from . import launch  # imports triton, which not every platform has
+
+        return launch
+    if x.device.type != "cpu":
+        raise NotImplementedError(f"NT-Xent runs on CPU and CUDA (or ROCm) tensors, not on {x.device.type}")
+    return cpu
+
+
 def _fp32(like: Tensor, *shape: Any) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-def _columns_dtype(z: Tensor, products: torch.dtype, group: str) -> torch.dtype:
-    """A GPU keeps rows in the dtype of the products; a CPU does so only to send them."""
-    return products if group or z.device.type == "cuda" else torch.float32
+def _saved_columns(x: Tensor, segments: int, products: torch.dtype, group: str) -> tuple[Tensor, Tensor]:
+    """What the forward pass keeps of every rank's rows: the rows, and one number each.
+
+    A GPU pads both for its tiles and keeps rows in the dtype of the products; a CPU rounds rows only to send them.
+    """
+    ranks, _ = size_and_rank(group)
+    batch, width = ranks * x.shape[0] // segments, x.shape[1]
+    if x.device.type == "cpu":
+        dtype = products if group else torch.float32
+        return x.new_empty((segments * batch, width), dtype=dtype), _fp32(x, segments * batch)
+    rows = segments * padded_rows(batch)
+    return x.new_empty((rows, padded_width(width)), dtype=products), _fp32(x, rows)
