@@ -86,7 +86,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(args, words, tmp_path, image_
         (["pretrain", "simclr", "--help"], "--optim.weight-decay"),
         (["eval", "knn", "--help"], "--checkpoint"),
         (["views", "simclr", "--help"], "--images"),
-        (["report", "--help"], "RUN-DIR"),
+        (["report", "--help"], "PATH"),
         (["doctor", "--help"], "usage"),
         (["--version"], "fastssl 0."),
     ],

@@ -15,7 +15,7 @@ from fastssl.data import ViewLoader, open_splits
 from fastssl.methods.build import build_method
 from fastssl.models import BackboneConfig
 
-BATCH, EPOCHS, LR, ETA, MOMENTUM, DECAY = 12, 1, 0.9, 0.001, 0.9, 1e-4
+BATCH, EPOCHS, LR, ETA, MOMENTUM, DECAY = 12, 1, 0.1, 0.001, 0.9, 1e-4
 
 
 @pytest.fixture
