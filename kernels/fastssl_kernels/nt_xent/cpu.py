@@ -100,7 +100,7 @@ def info_nce_forward(
     share = table[:, 0].clone()
     attraction = q.new_empty(0) if sums.attraction is None else sums.attraction.mul_(share[:, None])
     table = gather_rows(table, 1, group)
-    queries = lse = q.new_empty(0)
+    queries, lse = q.new_empty(0), q.new_empty(0)
     if key_gradient and queue is None:
         queries, lse = gather_rows(q.to(logits.products) if group else q, 1, group), table[:, 2].clone()
     return *_means(table), attraction, share, queries, lse
