@@ -79,6 +79,13 @@ def byol_forward(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return 2 - 2 * cosine, statistics
 
 
+@byol_forward.register_kernel("cuda")
+def _(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    from . import launch  # Triton does not exist everywhere that torch does
+
+    return launch.byol_forward(prediction, target, _wide(prediction, target), SMALLEST_SQUARE)
+
+
 @byol_forward.register_fake
 def _(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     wide = _wide(prediction, target)
@@ -99,6 +106,13 @@ def byol_backward(grad: Tensor, prediction: Tensor, target: Tensor, statistics: 
         p, z = (t[block].to(statistics.dtype) for t in (prediction, target))
         result[block] = (z * along_target[block]).addcmul_(p, along_prediction[block])
     return result
+
+
+@byol_backward.register_kernel("cuda")
+def _(grad: Tensor, prediction: Tensor, target: Tensor, statistics: Tensor) -> Tensor:
+    from . import launch
+
+    return launch.byol_backward(grad, prediction, target, statistics)
 
 
 @byol_backward.register_fake
