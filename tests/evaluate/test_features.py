@@ -164,3 +164,17 @@ def test_batches_are_made_outside_autocast_and_inference_mode():
 
     extract_features(torch.nn.Flatten(), batches(), device="cpu", precision="bf16", channels_last=True)
     assert seen == [(False, False)] * 2
+
+
+def test_batches_are_rendered_outside_of_autocast(backbone):
+    """A generator of batches runs inside the loop: its own arithmetic must stay float32."""
+    dtypes = []
+
+    def rendering():
+        for images, labels, ids in batches():
+            weight = torch.eye(8)
+            dtypes.append((images @ weight).dtype)
+            yield images, labels, ids
+
+    extract_features(backbone, rendering(), device="cpu", precision="bf16")
+    assert dtypes == [torch.float32] * 3
