@@ -16,8 +16,8 @@ import torch
 
 import fastssl
 
-PACKAGES = ("torch", "torchvision", "triton", "dali", "numpy", "scikit-learn", "matplotlib", "lightly", "timm")
-"""Distributions whose versions explain a result; "dali" stands for the nvidia-dali of any CUDA version."""
+PACKAGES = ("torchvision", "triton", "dali", "numpy", "scikit-learn", "matplotlib", "lightly", "timm")
+"""Distributions whose versions, with torch's, explain a result; "dali" stands for the nvidia-dali of any CUDA version."""
 
 INSTRUCTION_SETS = (
     *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(Path(fastssl.__file__).resolve().parent),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {"torch": str(torch.__version__), **{name: version(name) for name in PACKAGES}},
         "cpu": cpu(),
         "cuda": torch.version.cuda or getattr(torch.version, "hip", None),
         "driver": driver(),
