@@ -17,7 +17,7 @@ import torch
 import fastssl
 
 PACKAGES = ("torchvision", "triton", "dali", "numpy", "scikit-learn", "matplotlib", "lightly", "timm")
-"""Distributions whose versions, with torch's, explain a result; "dali" stands for the nvidia-dali of any CUDA version."""
+"""Their versions, with torch's, explain a result; "dali" stands for the nvidia-dali of any CUDA version."""
 
 INSTRUCTION_SETS = (
     *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
