@@ -3,7 +3,7 @@
     forward    p·p, z·z, p·z of each row → loss 2 − 2 cos; cos, 1/‖p‖, 1/‖z‖ are kept
     backward   dp = −2 g (ẑ − cos p̂)/‖p‖ = a z + b p,   a = −2 g/(‖p‖‖z‖),   b = 2 g cos/‖p‖²
 
-A program owns ROWS rows and takes their columns BLOCK at a time; the width is a compile-time constant, so that rows of a
+A program owns ROWS rows and takes their columns BLOCK at a time; the width is a compile-time constant: rows of a
 multiple of 16 bytes are read 128 bits at a time.
 """
 

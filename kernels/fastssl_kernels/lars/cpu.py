@@ -51,15 +51,23 @@ def sweep(
     loss_scale = 1.0 if grad_scale is None else host_scalar(grad_scale, "grad_scale")
     if found_inf is not None and host_scalar(found_inf, "found_inf") != 0:
         return
-    norms = _norms(entries, loss_scale, check_all=found_inf is not None)
-    if found_inf is not None and not all(math.isfinite(norm) for _, norm in norms):
-        found_inf.fill_(1.0)
-        return
-    batches: dict[Factors, list[Entry]] = {}
-    for entry, (weight_norm, gradient_norm) in zip(entries, norms, strict=True):
-        batches.setdefault(_factors(entry, weight_norm, gradient_norm, loss_scale), []).append(entry)
-    for factors, batch in batches.items():
-        _update(batch, factors, 1.0 - host_scalar(ema_momentum, "ema_momentum"))
+    # Checked gradients must all be seen before the first weight changes; otherwise a tensor is updated while it is cached.
+    for part in [entries] if found_inf is not None else _one_by_one(entries):
+        norms = _norms(part, loss_scale, check_all=found_inf is not None)
+        if found_inf is not None and not all(math.isfinite(norm) for _, norm in norms):
+            found_inf.fill_(1.0)
+            return
+        batches: dict[Factors, list[Entry]] = {}
+        for entry, (weight_norm, gradient_norm) in zip(part, norms, strict=True):
+            batches.setdefault(_factors(entry, weight_norm, gradient_norm, loss_scale), []).append(entry)
+        for factors, batch in batches.items():
+            _update(batch, factors, 1.0 - host_scalar(ema_momentum, "ema_momentum"))
+
+
+def _one_by_one(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Each adapted entry alone, and all others together: they need no norms."""
+    others = [entry for entry in entries if not entry.group["adapt"]]
+    return [[entry] for entry in entries if entry.group["adapt"]] + [others]
 
 
 def _factors(entry: Entry, weight_norm: float, gradient_norm: float, loss_scale: float) -> Factors:
