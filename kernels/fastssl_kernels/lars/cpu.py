@@ -51,7 +51,7 @@ def sweep(
     loss_scale = 1.0 if grad_scale is None else host_scalar(grad_scale, "grad_scale")
     if found_inf is not None and host_scalar(found_inf, "found_inf") != 0:
         return
-    # Checked gradients must all be seen before the first weight changes; otherwise a tensor is updated while it is cached.
+    # Checked gradients must all be seen before the first weight changes; others are updated while they are cached.
     for part in [entries] if found_inf is not None else _one_by_one(entries):
         norms = _norms(part, loss_scale, check_all=found_inf is not None)
         if found_inf is not None and not all(math.isfinite(norm) for _, norm in norms):
