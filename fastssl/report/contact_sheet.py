@@ -22,6 +22,8 @@ WIDEST = 256
 """Views and originals are reduced to this side."""
 SHEET = 1600
 """Views that do not fit into this width go on in the next line."""
+PAGE = 1140
+"""Images with few views stand side by side up to this width."""
 GAP, MARGIN = 10, 12
 FONT_SIZE = 14
 LINE_HEIGHT = 18
@@ -41,8 +43,23 @@ class _Tile:
         return self.picture.height + LINE_HEIGHT * len(self.caption) + 4
 
 
+@dataclass(frozen=True)
+class _Block:
+    """What belongs to one image: tiles at their places from the block's upper left corner."""
+
+    tiles: list[tuple[int, int, _Tile]]
+
+    @property
+    def width(self) -> int:
+        return max(x + tile.picture.width for x, _, tile in self.tiles)
+
+    @property
+    def height(self) -> int:
+        return max(y + tile.height for _, y, tile in self.tiles)
+
+
 def contact_sheet(rows: Sequence[Row], path: Path) -> Path:
-    """Draw one line for each image: the original with its title and size, then its views with their captions.
+    """Draw each image: the original with its title and size, then its views with their captions.
 
     All views are scaled alike, so that a small crop looks smaller. Small views are enlarged by a whole factor without
     interpolation: what is seen is what the network gets.
@@ -60,8 +77,7 @@ def contact_sheet(rows: Sequence[Row], path: Path) -> Path:
     parsed = [_parse(row) for row in rows]
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
     side = max((max(view.shape[:2]) for _, _, views, _ in parsed for view in views), default=TILE)
-    lines = [_lay_out(row, side, font) for row in parsed]
-    return _paint(lines, font, path)
+    return _paint([_lay_out(row, side, font) for row in parsed], font, path)
 
 
 def _parse(row: Row) -> tuple[str, NDArray[np.uint8], list[NDArray[np.uint8]], list[str]]:
@@ -86,29 +102,24 @@ def _pixels(view: Any, title: str) -> NDArray[np.uint8]:
     return (array.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
-def _lay_out(row: tuple, side: int, font: ImageFont.FreeTypeFont) -> list[list[_Tile]]:
-    """Lines of tiles: the original, then the views; further lines start below the first view."""
+def _lay_out(row: tuple, side: int, font: ImageFont.FreeTypeFont) -> _Block:
+    """The original, and right of it the views, in as many lines as they need."""
     title, original, views, captions = row
-    tile = round(side * _factor(side))
-    picture = _scaled(original, _factor(max(original.shape[:2]), tile))
+    factor = WIDEST / side if side > WIDEST else max(1, round(TILE / side))
+    column = round(side * factor)
+    longest = max(original.shape[:2])
+    picture = _scaled(original, column / longest if longest > column else column // longest)
     size = f"{original.shape[1]} × {original.shape[0]}"
-    lines = [[_Tile(picture, [*_wrapped(title, font, tile, 2), size])]]
-    x = start = MARGIN + tile + 2 * GAP
+    block = _Block([(0, 0, _Tile(picture, [*_wrapped(title, font, column, 2), size]))])
+    x = start = column + 2 * GAP
+    y = 0
     for view, caption in zip(views, captions, strict=True):
-        picture = _scaled(view, _factor(side))
-        if x + picture.width > SHEET - MARGIN and x > start:
-            lines.append([])
-            x = start
-        lines[-1].append(_Tile(picture, _wrapped(caption, font, max(picture.width, 40), CAPTION_LINES)))
+        picture = _scaled(view, factor)
+        if x + picture.width > SHEET - 2 * MARGIN and x > start:
+            x, y = start, block.height + GAP
+        block.tiles.append((x, y, _Tile(picture, _wrapped(caption, font, max(picture.width, 40), CAPTION_LINES))))
         x += picture.width + GAP
-    return lines
-
-
-def _factor(side: int, target: int | None = None) -> float:
-    """How much larger an image of that greatest side is shown: a whole number, or less than 1."""
-    if side > (target or WIDEST):
-        return (target or WIDEST) / side
-    return max(1, round((target or TILE) / side)) if target is None or side * 2 <= target else 1
+    return block
 
 
 def _scaled(pixels: NDArray[np.uint8], factor: float) -> Image.Image:
@@ -117,25 +128,26 @@ def _scaled(pixels: NDArray[np.uint8], factor: float) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST)
 
 
-def _paint(rows: list[list[list[_Tile]]], font: ImageFont.FreeTypeFont, path: Path) -> Path:
-    start = MARGIN + max(line[0].picture.width for (line, *_) in rows) + 2 * GAP
-    placed, y, width = [], MARGIN, 0
-    for lines in rows:
-        for number, line in enumerate(lines):
-            x = MARGIN if number == 0 else start
-            for place, tile in enumerate(line):
-                placed.append((x, y, tile))
-                x = start if number == 0 and place == 0 else x + tile.picture.width + GAP
-                width = max(width, placed[-1][0] + tile.picture.width)
-            y += max(tile.height for tile in line) + GAP
-    sheet = Image.new("RGBA", (width + MARGIN, y - GAP + MARGIN), (0, 0, 0, 0))
+def _paint(blocks: Sequence[_Block], font: ImageFont.FreeTypeFont, path: Path) -> Path:
+    """Narrow blocks stand side by side, up to the width of a page."""
+    pitch = max(block.width for block in blocks) + 4 * GAP
+    columns = max(1, min(len(blocks), (PAGE - 2 * MARGIN + 4 * GAP) // pitch))
+    placed: list[tuple[int, int, _Tile]] = []
+    y = MARGIN
+    for first in range(0, len(blocks), columns):
+        line = blocks[first : first + columns]
+        placed += [
+            (MARGIN + i * pitch + dx, y + dy, tile) for i, block in enumerate(line) for dx, dy, tile in block.tiles
+        ]
+        y += max(block.height for block in line) + GAP
+    sheet = Image.new("RGBA", (2 * MARGIN + columns * pitch - 4 * GAP, y - GAP + MARGIN), (0, 0, 0, 0))
     draw = ImageDraw.Draw(sheet)
-    for x, y, tile in placed:
-        sheet.paste(tile.picture, (x, y))
+    for x, top, tile in placed:
+        sheet.paste(tile.picture, (x, top))
         # An outline outside of the pixels, or white views would melt into a white page.
-        draw.rectangle((x - 1, y - 1, x + tile.picture.width, y + tile.picture.height), outline=OUTLINE)
+        draw.rectangle((x - 1, top - 1, x + tile.picture.width, top + tile.picture.height), outline=OUTLINE)
         for number, text in enumerate(tile.caption):
-            draw.text((x, y + tile.picture.height + 3 + number * LINE_HEIGHT), text, fill=INK, font=font)
+            draw.text((x, top + tile.picture.height + 3 + number * LINE_HEIGHT), text, fill=INK, font=font)
     sheet.save(path, optimize=True)
     return path
 

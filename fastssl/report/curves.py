@@ -124,7 +124,7 @@ def _figure(rows: Sequence[Row], references: References) -> Figure:
         axes = figure.add_subplot(lines, columns, place + 1)
         _draw(axes, panel, x, y, references.get(panel.metric, ()))
         axes.set_xlim(min(left, 0.0), right if right > min(left, 0.0) else right + 1)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=right > 4))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=right >= 2))
         if place + columns >= len(drawn):
             axes.set_xlabel(unit, color=INK, fontsize=8.5)
     return figure

@@ -67,6 +67,23 @@ def test_many_views_go_on_in_the_next_line(tmp_path):
         assert contains(sheet, as_pixels(view(32, s)).repeat(5, 0).repeat(5, 1))
 
 
+def test_images_with_few_views_stand_side_by_side(tmp_path):
+    rows = [(str(i), original(32, 32, i), [view(32, i)]) for i in range(5)]
+    width, height = size(contact_sheet(rows, tmp_path / "a.png"))
+    assert module.PAGE / 2 < width <= module.PAGE
+    assert height < 3 * 220
+    sheet = np.asarray(Image.open(tmp_path / "a.png"))
+    for i in range(5):
+        assert contains(sheet, as_pixels(view(32, i)).repeat(5, 0).repeat(5, 1))
+        assert contains(sheet, original(32, 32, i).repeat(5, 0).repeat(5, 1))
+
+
+@pytest.mark.parametrize("side", [1, 31, 60, 79, 159, 160, 161, 4000])
+def test_originals_never_grow_beyond_their_column(tmp_path, side):
+    path = contact_sheet([("cat", original(side, side), [view(32)])], tmp_path / "a.png")
+    assert size(path)[0] == 2 * module.MARGIN + 160 + 2 * module.GAP + 160
+
+
 def test_captions_add_ink_below_their_view(tmp_path):
     rows = [("cat", original(), [view()])]
     plain = np.asarray(Image.open(contact_sheet(rows, tmp_path / "a.png")))
