@@ -282,6 +282,17 @@ def test_state_dict_is_torchs_and_names_the_momentum_buffer():
         LARS(exclude_from_adaptation(net), 0.1, variant="C").load_state_dict(state)
 
 
+def test_a_copy_keeps_averages_and_copies():
+    online = [nn.Parameter(torch.randn(4, 3))]
+    optimizer = LARS(online, 0.1, ema=([torch.zeros(4, 3)], online), ema_momentum=0.5)
+    ours = copy.deepcopy(optimizer)
+    (p,) = ours.param_groups[0]["params"]
+    p.grad = torch.ones(4, 3)
+    ours.step()
+    torch.testing.assert_close(ours._averages[p], 0.5 * p.detach())
+    assert torch.equal(optimizer._averages[online[0]], torch.zeros(4, 3))
+
+
 def test_parameters_without_gradient_are_left_alone():
     p, q = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2))
     p.grad = torch.ones(3, 2)
@@ -467,6 +478,10 @@ def test_wrong_partners_and_parameters_are_named():
         LARS([p], 0.1, ema=([torch.ones(2, 3).half()], [p]))
     with pytest.raises(TypeError, match="LARS needs floating parameters"):
         LARS([torch.ones(2, dtype=torch.long)], 0.1)
+    with pytest.raises(TypeError, match=r"16 bits or more, got torch.float8_e4m3fn"):
+        LARS([torch.ones(2).to(torch.float8_e4m3fn)], 0.1)
+    with pytest.raises(TypeError, match="norms of whole tensors: plain parameters, got UninitializedParameter"):
+        LARS(nn.LazyLinear(3).parameters(), 0.1)
     embedding = nn.Embedding(4, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(TypeError, match="dense gradients"):

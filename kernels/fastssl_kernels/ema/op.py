@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .scalar import host_scalar
 
+DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
+
 
 @torch.no_grad()
 def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float | Tensor) -> None:
@@ -63,5 +65,7 @@ def _check(targets: Sequence[Tensor], onlines: Sequence[Tensor], momentum: float
             raise ValueError(f"target[{i}] and online[{i}] differ in shape: {tuple(t.shape)} and {tuple(o.shape)}")
         if t.device != o.device or t.device != targets[0].device:
             raise ValueError(f"all tensors must be on {targets[0].device}, got {t.device} and {o.device} at index {i}")
-        if not (t.is_floating_point() and o.is_floating_point()):
-            raise TypeError(f"target[{i}] and online[{i}] must be of floating dtype, got {t.dtype} and {o.dtype}")
+        if t.dtype not in DTYPES or o.dtype not in DTYPES:
+            raise TypeError(
+                f"target[{i}] and online[{i}] must be of floating dtype, 16 bits or more, got {t.dtype} and {o.dtype}"
+            )

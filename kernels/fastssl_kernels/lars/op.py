@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..ema.flat import in_order_of, is_dense
-from ..ema.op import ema_update_
+from ..ema.op import DTYPES, ema_update_
 from . import cpu
 from .entry import Entry
 from .reference import VARIANTS
@@ -52,7 +52,7 @@ class LARS(Optimizer):
 
     Raises:
         ValueError: an option out of range, tensors on several devices, lists of `ema` or `copies` that do not fit.
-        TypeError: a parameter that is not of floating dtype; sparse gradients.
+        TypeError: a parameter that is not a plain tensor of floating dtype (a shard has no norm); sparse gradients.
     """
 
     _step_supports_amp_scaling = True
@@ -108,6 +108,10 @@ class LARS(Optimizer):
                     f" {ours['variant']!r}: their momentum buffers differ, build LARS with the saved variant"
                 )
         super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        ours = {name: getattr(self, name) for name in ("_averages", "_copies", "ema_momentum")}
+        return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -181,7 +185,7 @@ class LARS(Optimizer):
                 entries.append(
                     Entry(
                         weight,
-                        in_order_of(p.grad.detach(), weight),
+                        in_order_of(p.grad.detach().to(p.dtype), weight),
                         state["momentum_buffer"],
                         group,
                         ordered(self._averages.get(p), weight),
@@ -208,7 +212,7 @@ class LARS(Optimizer):
                     f"{name}[0][{i}] must be of shape {tuple(p.shape)} on {p.device},"
                     f" got {tuple(partner.shape)} on {partner.device}"
                 )
-            if (same_dtype and partner.dtype != p.dtype) or not partner.is_floating_point():
+            if (same_dtype and partner.dtype != p.dtype) or partner.dtype not in DTYPES:
                 raise TypeError(f"{name}[0][{i}] must be of dtype {p.dtype}, got {partner.dtype}")
         if not same_dtype and len({partner.dtype for partner in partners}) > 1:
             raise TypeError(f"{name}[0] must be of one dtype, got {sorted({str(t.dtype) for t in partners})}")
@@ -232,5 +236,7 @@ def _check_group(group: dict[str, Any]) -> None:
     if group["variant"] not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {group['variant']!r}")
     for p in group["params"]:
-        if not p.is_floating_point():
-            raise TypeError(f"LARS needs floating parameters, got {p.dtype} of shape {tuple(p.shape)}")
+        if type(p) not in (Tensor, nn.Parameter):
+            raise TypeError(f"LARS needs norms of whole tensors: plain parameters, got {type(p).__name__}")
+        if p.dtype not in DTYPES:
+            raise TypeError(f"LARS needs floating parameters of 16 bits or more, got {p.dtype} of {tuple(p.shape)}")
