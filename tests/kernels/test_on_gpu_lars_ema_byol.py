@@ -1,4 +1,4 @@
-"""LARS, the parameter average and BYOL's loss on a real device: against the CPU, without a synchronisation, in a graph."""
+"""LARS, the parameter average and BYOL's loss on a device: against the CPU, without synchronisation, in a graph."""
 
 from __future__ import annotations
 
