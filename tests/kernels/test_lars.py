@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -291,6 +292,43 @@ def test_a_copy_keeps_averages_and_copies():
     ours.step()
     torch.testing.assert_close(ours._averages[p], 0.5 * p.detach())
     assert torch.equal(optimizer._averages[online[0]], torch.zeros(4, 3))
+
+
+def test_tensors_may_move_between_steps():
+    """A parameter, its average or its momentum in new memory: what a step writes is what the user sees."""
+    net = nn.Sequential(nn.Conv2d(4, 6, 3)).double()
+    online = list(net.parameters())
+    target = nn.Sequential(nn.Conv2d(4, 6, 3)).double()
+    optimizer = LARS(online, 0.5, ema=(list(target.parameters()), online), ema_momentum=0.5)
+    for step in range(4):
+        if step == 1:
+            net.to(memory_format=torch.channels_last)
+        if step == 2:
+            target.to(memory_format=torch.channels_last)
+        if step == 3:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        set_gradients(net, step)
+        buffers = [optimizer.state[p].get("momentum_buffer", torch.zeros_like(p)).clone() for p in online]
+        expected = [lars_reference(p.detach(), p.grad, v, lr=0.5) for p, v in zip(online, buffers, strict=True)]
+        averages = [t.detach().clone() for t in target.parameters()]
+        optimizer.step()
+        for p, t, a, (w, v) in zip(online, target.parameters(), averages, expected, strict=True):
+            torch.testing.assert_close(p.detach(), w)
+            torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], v)
+            torch.testing.assert_close(t.detach(), 0.5 * a + 0.5 * w)
+
+
+def test_gradients_are_not_kept_alive():
+    p = nn.Parameter(torch.randn(3, 3))
+    optimizer = LARS([p], 0.1)
+    array = np.ones((3, 3), np.float32)
+    p.grad = torch.from_numpy(array)
+    memory = weakref.ref(array)
+    del array
+    optimizer.step()
+    assert memory() is not None
+    p.grad = None
+    assert memory() is None
 
 
 def test_parameters_without_gradient_are_left_alone():

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..ema.flat import in_order_of, is_dense
 from ..ema.op import DTYPES, ema_update_
 from . import cpu
-from .entry import Entry
+from .entry import Entries, Entry
 from .reference import VARIANTS
 
 if TYPE_CHECKING:
@@ -82,6 +81,7 @@ class LARS(Optimizer):
         }
         super().__init__(params, defaults)
         self.ema_momentum = ema_momentum
+        self._entries = Entries()
         self._launcher: Launcher | None = None
         self._averages = self._paired("ema", ema, same_dtype=True)
         self._copies = self._paired("copies", copies, same_dtype=False)
@@ -115,8 +115,9 @@ class LARS(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, value in (("_averages", {}), ("_copies", {}), ("_launcher", None), ("ema_momentum", 0.99)):
-            self.__dict__.setdefault(name, value)
+        # Also called by load_state_dict, with the groups and the state alone.
+        self._entries = Entries()
+        self.__dict__.setdefault("_launcher", None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -128,7 +129,7 @@ class LARS(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.dtype != torch.float32:
             raise TypeError(f"found_inf must be of dtype torch.float32, got {found_inf.dtype}")
-        entries, staged = self._entries()
+        entries, staged = self._ready()
         if entries:
             self._sweep(entries[0].weight.device)(
                 entries,
@@ -136,6 +137,7 @@ class LARS(Optimizer):
                 grad_scale=getattr(self, "grad_scale", None),
                 found_inf=found_inf,
             )
+        self._entries.release(entries)
         for tensor, dense in staged:
             tensor.copy_(dense)
         idle = [(target, p) for p, target in self._averages.items() if p.grad is None]
@@ -155,43 +157,21 @@ class LARS(Optimizer):
             self._launcher = Launcher()
         return self._launcher.sweep
 
-    def _entries(self) -> tuple[list[Entry], list[tuple[Tensor, Tensor]]]:
-        """Parameters with gradients, and `(tensor, dense stand-in)` of those that are not dense."""
+    def _ready(self) -> tuple[list[Entry], list[tuple[Tensor, Tensor]]]:
+        """Parameters with gradients, and `(tensor, stand-in)` of what has to be written back after the step."""
         entries: list[Entry] = []
         staged: list[tuple[Tensor, Tensor]] = []
         devices: set[torch.device] = set()
+        averages, copies = self._averages, self._copies
 
-        def ordered(tensor: Tensor | None, model: Tensor) -> Tensor | None:
-            stand_in = None if tensor is None else in_order_of(tensor, model)
-            if tensor is not None and stand_in is not None and stand_in is not tensor:
-                staged.append((tensor, stand_in))
-            return stand_in
+        def later(tensor: Tensor, stand_in: Tensor) -> None:
+            staged.append((tensor, stand_in))
 
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.grad.is_sparse:
-                    raise TypeError(f"LARS needs dense gradients, got a sparse one of shape {tuple(p.shape)}")
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                devices.add(p.device)
-                weight = p.detach()
-                if not is_dense(weight):
-                    weight = weight.contiguous()
-                    staged.append((p, weight))
-                state["momentum_buffer"] = in_order_of(state["momentum_buffer"], weight)
-                entries.append(
-                    Entry(
-                        weight,
-                        in_order_of(p.grad.detach().to(p.dtype), weight),
-                        state["momentum_buffer"],
-                        group,
-                        ordered(self._averages.get(p), weight),
-                        ordered(self._copies.get(p), weight),
-                    )
-                )
+                if p.grad is not None:
+                    devices.add(p.device)
+                    entries.append(self._entries.of(p, group, self.state[p], averages.get(p), copies.get(p), later))
         if len(devices) > 1:
             raise ValueError(f"LARS steps parameters of one device, got {', '.join(sorted(map(str, devices)))}")
         return entries, staged
@@ -216,7 +196,7 @@ class LARS(Optimizer):
                 raise TypeError(f"{name}[0][{i}] must be of dtype {p.dtype}, got {partner.dtype}")
         if not same_dtype and len({partner.dtype for partner in partners}) > 1:
             raise TypeError(f"{name}[0] must be of one dtype, got {sorted({str(t.dtype) for t in partners})}")
-        return {p: partner.detach() for partner, p in zip(partners, parameters, strict=True)}
+        return dict(zip(parameters, partners, strict=True))
 
 
 def _check_group(group: dict[str, Any]) -> None:
