@@ -1,8 +1,9 @@
 """From encoded bytes to pixels, once an image.
 
-Two back ends with one contract. `DaliDecoder` is the fast one, on the CPU or the GPU; an unreadable image stops a DALI
-pipeline for good, so a batch that fails is halved, with a new pipeline, until the unreadable images stand alone.
-`TorchvisionDecoder` serves where DALI has no wheel, and decodes what DALI cannot (GIF, for example). What an image
+Two back ends with one contract. `DaliDecoder` is the fast one, on the CPU or the GPU. It hands DALI only the JPEG files
+that must decode (see `jpeg`): one unreadable image stops a DALI pipeline for good, and two in a batch may end the
+process. All else goes to the careful decoders of `CarefulDecoder`, one image at a time, on threads: torchvision's for
+JPEG, PIL's for other formats and for what torchvision refuses. On the CPU both give the same pixels. What an image
 decodes to depends on its bytes alone, never on its neighbours in the batch.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from .jpeg import DamagedJpeg, JpegHeader, inspect
 from .workers import worker_pool
 
 MAX_PIXELS = 1 << 26
@@ -47,31 +49,6 @@ class Decoder(Protocol):
 
 # ---------------------------------------------------------------------------------------------------------- headers
 
-_JPEG_FRAMES = {0xC0, 0xC1, 0xC2}  # Huffman-coded baseline, extended and progressive
-_JPEG_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    position = 2
-    while position + 9 <= len(data):
-        if data[position] != 0xFF:
-            raise UnreadableImage("damaged JPEG header")
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding
-            position += 1
-            continue
-        if marker in _JPEG_FRAMES:
-            return (data[position + 5] << 8) | data[position + 6], (data[position + 7] << 8) | data[position + 8]
-        if marker in _JPEG_OTHER_FRAMES:
-            raise UnreadableImage("lossless, hierarchical or arithmetic JPEG")
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
-            position += 2
-            continue
-        if marker in (0xD9, 0xDA):
-            raise UnreadableImage("JPEG without a frame header")
-        position += 2 + ((data[position + 2] << 8) | data[position + 3])
-    raise UnreadableImage("truncated JPEG header")
-
 
 def _pil_size(data: bytes) -> tuple[int, int]:
     from PIL import Image
@@ -85,6 +62,22 @@ def _pil_size(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+def _check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise UnreadableImage(f"image of {width} × {height} pixels")
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(f"image of {width} × {height} pixels, above the limit of {MAX_PIXELS} pixels")
+
+
+def _inspect(data: bytes) -> JpegHeader:
+    try:
+        header = inspect(data)
+    except DamagedJpeg as error:
+        raise UnreadableImage(str(error)) from error
+    _check_size(header.height, header.width)
+    return header
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """Height and width by the file's header, before any EXIF rotation. The format is told by content, not by name.
 
@@ -94,15 +87,13 @@ def image_size(data: bytes) -> tuple[int, int]:
     if not data:
         raise UnreadableImage("empty file")
     if data[:2] == b"\xff\xd8":
-        height, width = _jpeg_size(data)
-    elif data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        header = _inspect(data)
+        return header.height, header.width
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
         height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     else:
         height, width = _pil_size(data)
-    if height < 1 or width < 1:
-        raise UnreadableImage(f"image of {width} × {height} pixels")
-    if height * width > MAX_PIXELS:
-        raise UnreadableImage(f"image of {width} × {height} pixels, above the limit of {MAX_PIXELS} pixels")
+    _check_size(height, width)
     return height, width
 
 
@@ -157,8 +148,8 @@ def _stacked(images: list[torch.Tensor | None], failures: dict[int, str]) -> Dec
     return Decoded(images, failures)
 
 
-class TorchvisionDecoder:
-    """torchvision's JPEG decoder and PIL's decoders on a few threads. CPU."""
+class CarefulDecoder:
+    """torchvision's JPEG decoder and PIL's decoders, image by image, on a few threads. CPU."""
 
     def __init__(self, *, threads: int = 2) -> None:
         self._threads = max(1, threads)
@@ -197,6 +188,7 @@ class DaliDecoder:
         self._fn, self._pipeline_type = fn, Pipeline
         self._device = torch.device(device)
         self._threads = max(1, threads)
+        self._careful = CarefulDecoder(threads=self._threads)
         self._pipeline: Any = None
         self._batch: list[np.ndarray] = []
         self._capacity = 0
@@ -221,63 +213,48 @@ class DaliDecoder:
         if self._pipeline is None or len(encoded) > self._capacity:
             self._build(max(len(encoded), self._capacity))
         self._batch = [np.frombuffer(data, dtype=np.uint8) for data in encoded]
-        try:
-            (output,) = self._pipeline.run()
-        except RuntimeError:
-            self._pipeline = None  # it stays unusable
-            raise
+        (output,) = self._pipeline.run()
         if output.is_dense_tensor():
             return torch.from_dlpack(output.as_tensor())
         return [torch.from_dlpack(output[i]) for i in range(len(encoded))]
 
-    def _halve(self, encoded: Sequence[bytes], start: int, failures: dict[int, str]) -> list[torch.Tensor | None]:
-        """Decode a batch of which some image may stop the pipeline; `start` is its offset in the caller's batch."""
+    def _decode_sound(self, encoded: Sequence[bytes]) -> Decoded:
+        """Files that must decode. Should DALI still refuse one, all are decoded with care, and DALI starts anew."""
         try:
-            return list(self._run(encoded))
+            images = self._run(encoded)
         except RuntimeError:
-            if len(encoded) > 1:
-                middle = len(encoded) // 2
-                left = self._halve(encoded[:middle], start, failures)
-                return left + self._halve(encoded[middle:], start + middle, failures)
-        try:
-            return [decode_one(encoded[0]).to(self._device)]
-        except UnreadableImage as error:
-            failures[start] = str(error)
-            return [None]
+            self._pipeline = None  # it stays unusable
+            return self._careful.decode(encoded)
+        return Decoded(images if isinstance(images, torch.Tensor) else list(images), {})
 
     def decode(self, encoded: Sequence[bytes]) -> Decoded:
         failures: dict[int, str] = {}
-        images: list[torch.Tensor | None] = [None] * len(encoded)
-        accepted = []
+        sound: list[int] = []
+        others: list[int] = []
         for i, data in enumerate(encoded):
             try:
-                image_size(data)
-                if data[:4] == b"GIF8":  # a format DALI does not know
-                    images[i] = decode_one(data).to(self._device)
-                else:
-                    accepted.append(i)
+                (sound if data[:2] == b"\xff\xd8" and _inspect(data).sound else others).append(i)
             except UnreadableImage as error:
                 failures[i] = str(error)
-        if accepted:
-            batch = [encoded[i] for i in accepted]
-            try:
-                result = self._run(batch)
-            except RuntimeError:
-                found: dict[int, str] = {}
-                result = self._halve(batch, 0, found)  # type: ignore[assignment]
-                failures |= {accepted[i]: reason for i, reason in found.items()}
-            if isinstance(result, torch.Tensor) and len(result) == len(encoded):
-                return Decoded(result, failures)
-            for i, image in zip(accepted, result, strict=True):
-                images[i] = image
+        images: list[torch.Tensor | None] = [None] * len(encoded)
+        for positions, decode in ((sound, self._decode_sound), (others, self._careful.decode)):
+            if not positions:
+                continue
+            result = decode([encoded[i] for i in positions])
+            if isinstance(result.images, torch.Tensor) and len(positions) == len(encoded):
+                return Decoded(result.images.to(self._device), failures)
+            for i, image in zip(positions, result.images, strict=True):
+                images[i] = None if image is None else image.to(self._device)
+            failures |= {positions[k]: reason for k, reason in result.failures.items()}
         return _stacked(images, failures)
 
     def close(self) -> None:
         self._pipeline = None
+        self._careful.close()
 
 
 def make_decoder(kind: DecoderKind = "auto", *, device: torch.device | str = "cpu", threads: int = 2) -> Decoder:
-    """The decoder of that kind: "auto" is DALI where it can be imported, else torchvision.
+    """The decoder of that kind: "auto" is DALI where it can be imported, else torchvision (with PIL).
 
     Raises:
         UserError: unknown kind, or "dali" without DALI.
@@ -293,4 +270,4 @@ def make_decoder(kind: DecoderKind = "auto", *, device: torch.device | str = "cp
                     f"decoder 'dali' needs the package nvidia-dali, which cannot be imported ({error}): "
                     "install it or choose decoder 'torchvision'"
                 ) from error
-    return TorchvisionDecoder(threads=threads)
+    return CarefulDecoder(threads=threads)

@@ -1,4 +1,4 @@
-"""From a source to batches of views: order, read, decode, draw, render; and the images of evaluation."""
+"""From a source to batches of views: order, read, decode, draw, render."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from .counter import MAX_VIEWS, REPLACEMENT_VIEW, words
-from .decode import DecoderKind, make_decoder
+from .decode import DecoderKind
 from .order import batch_ids, steps_per_epoch
-from .params import ViewParams, center_params, sample_params
+from .params import ViewParams, sample_params
 from .quarantine import Quarantine
-from .render import render
-from .sources import ArraySource, Source
-from .views import Augmentation, CenterCrop, Views, ViewSpec
-from .workers import worker_pool
+from .reader import Reader, image_sizes
+from .sources import Source
+from .views import Augmentation, Views, ViewSpec
 
 _REPLACEMENT_TRIES = 64
 
@@ -35,95 +34,6 @@ class Batch:
     """int64 `[B]`, on the CPU: the samples that are shown (an unreadable one's stand-in, not itself)."""
     labels: torch.Tensor | None
     """int64 `[B]`, on the CPU, or None."""
-
-
-class _Reader:
-    """Reads and decodes samples by id, and notes the unreadable ones."""
-
-    def __init__(
-        self, source: Source, quarantine: Quarantine, decoder: DecoderKind, threads: int, device: torch.device
-    ) -> None:
-        self.source, self.quarantine, self.device = source, quarantine, device
-        self.threads = threads
-        self.pool = worker_pool(threads, "fastssl-data")
-        self._decoder = (
-            None if isinstance(source, ArraySource) else make_decoder(decoder, device=device, threads=threads)
-        )
-
-    def _read(self, ids: NDArray[np.int64]) -> list[bytes | str]:
-        """The bytes of each sample, or why they cannot be read."""
-
-        def run(part: NDArray[np.int64]) -> list[bytes | str]:
-            results: list[bytes | str] = []
-            for i in part.tolist():
-                try:
-                    results.append(self.source.read(i))
-                except OSError as error:
-                    results.append(f"cannot be read ({error.strerror})")
-            return results
-
-        return [data for part in self.pool.map(run, np.array_split(ids, self.threads)) for data in part]
-
-    def fetch(self, ids: NDArray[np.int64]) -> torch.Tensor | list[torch.Tensor | None]:
-        """uint8 `[N, H, W, 3]`, or N tensors `[H, W, 3]` and None for the unreadable ones, which go into quarantine.
-
-        Raises:
-            UserError: too many are unreadable.
-        """
-        if isinstance(self.source, ArraySource):
-            return self.source.gather(ids).to(self.device)
-        assert self._decoder is not None
-        # What is known to be unreadable is not tried again.
-        wanted = [i for i, sample in enumerate(ids.tolist()) if sample not in self.quarantine]
-        data = self._read(ids[wanted])
-        failures = {i: read for i, read in zip(wanted, data, strict=True) if isinstance(read, str)}
-        encoded = [(i, read) for i, read in zip(wanted, data, strict=True) if not isinstance(read, str)]
-        decoded = self._decoder.decode([read for _, read in encoded])
-        failures |= {encoded[position][0]: reason for position, reason in decoded.failures.items()}
-        self.quarantine.add({int(ids[i]): (self.source.name(int(ids[i])), why) for i, why in failures.items()})
-        if isinstance(decoded.images, torch.Tensor) and len(decoded.images) == len(ids):
-            return decoded.images
-        images: list[torch.Tensor | None] = [None] * len(ids)
-        for (i, _), image in zip(encoded, decoded.images, strict=True):
-            images[i] = image
-        return images
-
-    def render(
-        self,
-        images: torch.Tensor | list[torch.Tensor],
-        params: ViewParams,
-        spec: ViewSpec,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-    ) -> torch.Tensor:
-        """`render`, with the images shared among the threads where they are on the CPU."""
-        n = len(images)
-        if self.device.type != "cpu" or n < 2 or self.threads < 2:
-            return render(images, params, spec, mean, std)
-        out = torch.empty(len(params), 3, spec.size, spec.size)
-        by_view = out.view(-1, n, 3, spec.size, spec.size)
-
-        def run(part: NDArray[np.intp]) -> None:
-            begin, end = int(part[0]), int(part[-1]) + 1
-            rows = (np.arange(len(by_view))[:, None] * n + part).ravel()
-            views = render(images[begin:end], params.select(rows), spec, mean, std)
-            by_view[:, begin:end] = views.view(-1, end - begin, *views.shape[1:])
-
-        list(self.pool.map(run, np.array_split(np.arange(n), min(n, self.threads))))
-        return out
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=True)
-        if self._decoder is not None:
-            self._decoder.close()
-
-
-def _sizes(images: torch.Tensor | list[torch.Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Heights and widths."""
-    if isinstance(images, torch.Tensor):
-        n, height, width = images.shape[:3]
-        return np.full(n, height), np.full(n, width)
-    return np.array([i.shape[0] for i in images]), np.array([i.shape[1] for i in images])
 
 
 def _check_spec(spec: ViewSpec) -> None:
@@ -203,7 +113,7 @@ class ViewLoader:
         self._seed, self._rank, self._world = seed, rank, world
         self._prefetch = prefetch
         self.quarantine = Quarantine(len(source), max_bad_fraction=max_bad_fraction, path=quarantine)
-        self._reader = _Reader(source, self.quarantine, decoder, threads, torch.device(device))
+        self._reader = Reader(source, self.quarantine, decoder, threads, torch.device(device))
         self._producer: _Producer | None = None
 
     # ------------------------------------------------------------------------------------------------- one batch
@@ -227,7 +137,7 @@ class ViewLoader:
         return shown
 
     def _views(self, images: torch.Tensor | list[torch.Tensor], ids: NDArray[np.int64], epoch: int) -> Views:
-        heights, widths = _sizes(images)
+        heights, widths = image_sizes(images)
         groups: dict[int, list[torch.Tensor]] = {}
         counts: dict[int, int] = {}
         view = 0
@@ -349,62 +259,3 @@ class _Producer:
     def close(self) -> None:
         self._stopped.set()
         self._thread.join()
-
-
-def evaluation_batches(
-    source: Source,
-    crop: CenterCrop,
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    *,
-    batch_size: int,
-    decoder: DecoderKind = "auto",
-    threads: int = 2,
-    device: torch.device | str = "cpu",
-    limit: int | None = None,
-    quarantine: Path | None = None,
-    max_bad_fraction: float = 0.01,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
-    """The center views of a source, in its order; unreadable images are left out (and recorded).
-
-    Args:
-        source, decoder, threads, device, quarantine, max_bad_fraction: as for `ViewLoader`.
-        crop: the view.
-        mean, std: normalisation.
-        batch_size: images a batch; the last batch may be smaller.
-        limit: only this many images, spread evenly over the source (its classes lie side by side), or None for all.
-
-    Yields:
-        images float32 `[B, 3, S, S]`, labels int64 `[B]` or None, ids int64 `[B]`.
-
-    Raises:
-        UserError: too many unreadable images.
-    """
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be at least 1, got {limit}")
-    n = len(source)
-    ids = np.arange(n) if limit is None or limit >= n else np.arange(limit) * n // limit
-    spec = ViewSpec(size=crop.size, interpolation=crop.interpolation)
-    reader = _Reader(
-        source,
-        Quarantine(n, max_bad_fraction=max_bad_fraction, path=quarantine),
-        decoder,
-        threads,
-        torch.device(device),
-    )
-    try:
-        for start in range(0, len(ids), batch_size):
-            part = ids[start : start + batch_size]
-            images = reader.fetch(part)
-            if not isinstance(images, torch.Tensor):
-                part = part[[image is not None for image in images]]
-                images = [image for image in images if image is not None]
-            if not len(part):
-                continue
-            views = reader.render(images, center_params(crop, *_sizes(images)), spec, mean, std)  # type: ignore[arg-type]
-            labels = None if source.labels is None else torch.from_numpy(source.labels[part])
-            yield views, labels, torch.from_numpy(part)
-    finally:
-        reader.close()

@@ -51,9 +51,9 @@ class ViewParams:
     def __len__(self) -> int:
         return len(self.flip)
 
-    def select(self, rows: ArrayLike) -> ViewParams:
+    def select(self, rows: ArrayLike | slice) -> ViewParams:
         """The given rows, in the given order."""
-        index = np.asarray(rows)
+        index = rows if isinstance(rows, slice) else np.asarray(rows)
         return ViewParams(*(getattr(self, field.name)[index] for field in fields(self)))
 
     @staticmethod

@@ -258,4 +258,4 @@ def test_choice_of_decoder(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nvidia.dali", None)
     with pytest.raises(UserError, match="decoder 'dali' needs the package nvidia-dali"):
         make_decoder("dali")
-    assert type(make_decoder("auto")).__name__ == "TorchvisionDecoder"
+    assert type(make_decoder("auto")).__name__ == "CarefulDecoder"

@@ -16,8 +16,11 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as TF
 
+from fastssl.data.blur import blur_taps
+from fastssl.data.color import GRAY
 from fastssl.data.params import ViewParams, center_params, sample_params
-from fastssl.data.render import GRAY, blur_taps, render, resize_matrices
+from fastssl.data.render import render
+from fastssl.data.resize import resize_matrices
 from fastssl.data.views import CenterCrop, ViewSpec
 
 FLOAT = 1e-5
@@ -353,6 +356,7 @@ def test_views_share_the_images():
 def test_bits_do_not_depend_on_the_batch_or_the_threads(name, same_size):
     spec = RECIPES[name]
     sizes = [(32, 32)] * 37 if same_size else [(32, 32), (48, 64), (33, 31), (97, 50), (32, 32), (240, 320)] * 6
+    sizes = sizes[:18] if spec.size == 224 else sizes
     images = [photo(*hw, seed) for seed, hw in enumerate(sizes)]
     n = len(images)
     heights, widths = [i.shape[0] for i in images], [i.shape[1] for i in images]
