@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..ema.launch import kernel_type, vector
@@ -78,13 +77,14 @@ class Launcher:
         device = entries[0].weight.device
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         tables = self._tables.setdefault(key, _Tables(Table(torch.int64), Table(wide), Table(torch.int32)))
-        alive: list[Tensor] = []
+        distinct = {id(entry.group): entry.group for entry in entries}
+        groups = {name: _Scalars(group, device, wide) for name, group in distinct.items()}
         rows: list[int] = []
         options: list[float] = []
         owners: list[int] = []
         for i, entry in enumerate(entries):
-            group, elements = entry.group, entry.weight.numel()
-            blocks = max(BLOCKS, triton.cdiv(elements, BLOCK * PARTS))
+            group, elements = groups[id(entry.group)], entry.weight.numel()
+            blocks = max(BLOCKS, -(-elements // (BLOCK * PARTS)))
             rows += (
                 entry.weight.data_ptr(),
                 entry.gradient.data_ptr(),
@@ -94,17 +94,10 @@ class Launcher:
                 elements,
                 blocks,
                 len(owners),
-                _address(group["lr"], device, wide, alive),
-                _address(group["momentum"], device, wide, alive),
+                *group.addresses,
             )
-            options += (
-                group["weight_decay"],
-                group["eta"],
-                float(group["adapt"]),
-                _number(group["lr"], device),
-                _number(group["momentum"], device),
-            )
-            owners += [i] * triton.cdiv(elements, blocks * BLOCK)
+            options += group.options
+            owners += [i] * -(-elements // (blocks * BLOCK))
         copied = next((e.copy.dtype for e in entries if e.copy is not None), None)
         arguments = {
             "table_ptr": tables.addresses.on(device, rows),
@@ -126,21 +119,25 @@ class Launcher:
             "COPY_TYPE": None if copied is None else kernel_type(copied),
             "PARTS": PARTS,
         }
-        return _Launch((len(owners),), arguments, update, alive)
+        return _Launch((len(owners),), arguments, update, [t for group in groups.values() for t in group.alive])
 
 
 def _written(entry: Entry) -> list[Tensor]:
     return [t for t in (entry.weight, entry.velocity, entry.average, entry.copy) if t is not None]
 
 
-def _number(value: float | Tensor, device: torch.device) -> float:
-    """An option that the host knows; 0 for one that only the device knows."""
-    return 0.0 if isinstance(value, Tensor) and value.device == device else host_scalar(value, "lr or momentum")
+class _Scalars:
+    """Options of a group: numbers that the host knows, and addresses of those that only the device knows."""
+
+    def __init__(self, group: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+        on_device = {name: value for name in ("lr", "momentum") if _is_on(value := group[name], device)}
+        # Converted where the kernel reads another dtype, by a launch of its own.
+        tensors = {name: value.to(dtype) for name, value in on_device.items()}
+        numbers = [0.0 if name in tensors else host_scalar(group[name], name) for name in ("lr", "momentum")]
+        self.alive = list(tensors.values())
+        self.addresses = [tensors[name].data_ptr() if name in tensors else 0 for name in ("lr", "momentum")]
+        self.options = [group["weight_decay"], group["eta"], float(group["adapt"]), *numbers]
 
 
-def _address(value: float | Tensor, device: torch.device, dtype: torch.dtype, alive: list[Tensor]) -> int:
-    """Where the device finds an option, 0 if it is a number."""
-    if not isinstance(value, Tensor) or value.device != device:
-        return 0
-    alive.append(value.to(dtype))
-    return alive[-1].data_ptr()
+def _is_on(value: float | Tensor, device: torch.device) -> bool:
+    return isinstance(value, Tensor) and value.device == device

@@ -96,7 +96,7 @@ def test_one_step_follows_the_reference_in_any_order_of_programs(dtype, variant,
 
 @pytest.mark.parametrize("variant", ["A", "C"])
 def test_options_on_the_device(variant):
-    """Learning rate and momentum as tensors, of another dtype too, a loss scale, and a clear flag."""
+    """Learning rate and momentum as tensors, a loss scale, and a clear flag."""
     lr, momentum = torch.tensor(0.5), torch.tensor(0.75)
     step = Step(variant=variant, lr=lr, momentum=momentum)
     step.optimizer.param_groups[1]["lr"] = lr
@@ -108,6 +108,13 @@ def test_options_on_the_device(variant):
     step.run()
     step.check(expected, TOLERANCE[torch.float32])
     assert step.optimizer.found_inf == 0
+
+
+def test_options_on_the_device_in_another_dtype():
+    step = Step(lr=torch.tensor(0.5, dtype=torch.float64), momentum=torch.tensor(0.75, dtype=torch.float16))
+    expected = step.expected()
+    step.optimizer.step()
+    step.check(expected, TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize(
