@@ -1,7 +1,8 @@
 """Images to views: sources -> order -> decode -> params -> render -> loader."""
 
 from .builtin import ensure_builtin
-from .loader import Batch, ViewLoader, evaluation_batches
+from .evaluation import evaluation_batches
+from .loader import Batch, ViewLoader
 from .sources import (
     ArraySource,
     FlatFolder,

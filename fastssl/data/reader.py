@@ -1,0 +1,101 @@
+"""Samples by id: read, decode, put the unreadable ones into quarantine; and rendering on the same threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .decode import DecoderKind, make_decoder
+from .params import ViewParams
+from .quarantine import Quarantine
+from .render import render
+from .sources import ArraySource, Source
+from .views import ViewSpec
+from .workers import worker_pool
+
+
+def image_sizes(images: torch.Tensor | list[torch.Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights and widths."""
+    if isinstance(images, torch.Tensor):
+        n, height, width = images.shape[:3]
+        return np.full(n, height), np.full(n, width)
+    return np.array([i.shape[0] for i in images]), np.array([i.shape[1] for i in images])
+
+
+class Reader:
+    """Reads and decodes samples by id, and notes the unreadable ones."""
+
+    def __init__(
+        self, source: Source, quarantine: Quarantine, decoder: DecoderKind, threads: int, device: torch.device
+    ) -> None:
+        self.source, self.quarantine, self.device = source, quarantine, device
+        self.threads = threads
+        self.pool = worker_pool(threads, "fastssl-data")
+        self._decoder = (
+            None if isinstance(source, ArraySource) else make_decoder(decoder, device=device, threads=threads)
+        )
+
+    def _read(self, ids: NDArray[np.int64]) -> list[bytes | str]:
+        """The bytes of each sample, or why they cannot be read."""
+
+        def run(part: NDArray[np.int64]) -> list[bytes | str]:
+            results: list[bytes | str] = []
+            for i in part.tolist():
+                try:
+                    results.append(self.source.read(i))
+                except OSError as error:
+                    results.append(f"cannot be read ({error.strerror})")
+            return results
+
+        return [data for part in self.pool.map(run, np.array_split(ids, self.threads)) for data in part]
+
+    def fetch(self, ids: NDArray[np.int64]) -> torch.Tensor | list[torch.Tensor | None]:
+        """uint8 `[N, H, W, 3]`, or N tensors `[H, W, 3]` and None for the unreadable ones, which go into quarantine.
+
+        Raises:
+            UserError: too many are unreadable.
+        """
+        if isinstance(self.source, ArraySource):
+            return self.source.gather(ids).to(self.device)
+        assert self._decoder is not None
+        # What is known to be unreadable is not tried again.
+        wanted = [i for i, sample in enumerate(ids.tolist()) if sample not in self.quarantine]
+        data = self._read(ids[wanted])
+        failures = {i: read for i, read in zip(wanted, data, strict=True) if isinstance(read, str)}
+        encoded = [(i, read) for i, read in zip(wanted, data, strict=True) if not isinstance(read, str)]
+        decoded = self._decoder.decode([read for _, read in encoded])
+        failures |= {encoded[position][0]: reason for position, reason in decoded.failures.items()}
+        self.quarantine.add({int(ids[i]): (self.source.name(int(ids[i])), why) for i, why in failures.items()})
+        if isinstance(decoded.images, torch.Tensor) and len(decoded.images) == len(ids):
+            return decoded.images
+        images: list[torch.Tensor | None] = [None] * len(ids)
+        for (i, _), image in zip(encoded, decoded.images, strict=True):
+            images[i] = image
+        return images
+
+    def render(
+        self,
+        images: torch.Tensor | list[torch.Tensor],
+        params: ViewParams,
+        spec: ViewSpec,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> torch.Tensor:
+        """`render`, with the views shared among the threads where they are on the CPU."""
+        n, count, size = len(images), len(params), spec.size
+        if self.device.type != "cpu" or count < 2 or self.threads < 2:
+            return render(images, params, spec, mean, std)
+        out = torch.empty(count, 3, size, size)
+
+        def run(rows: NDArray[np.intp]) -> None:
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            render(images, params.select(part), spec, mean, std, shown=rows % n, out=out[part])
+
+        list(self.pool.map(run, np.array_split(np.arange(count), min(count, self.threads))))
+        return out
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True)
+        if self._decoder is not None:
+            self._decoder.close()
