@@ -1,7 +1,7 @@
 """The built-in data set: twelve shapes in random places, sizes, tilts and colours, made from a seed in a few seconds.
 
 It lets a fresh machine pre-train, evaluate and report without a download. Raw pixels say little about the class (cosine
-20-nearest-neighbour accuracy is about 23 %; chance is 8.3 %), shape says all. Every number comes from the counter-based
+20-nearest-neighbour accuracy is 23 to 25 %; chance is 8.3 %), shape says all. Every number comes from the counter-based
 generator; the images are written as ordinary JPEG files in class folders.
 """
 

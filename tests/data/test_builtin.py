@@ -36,7 +36,7 @@ def test_layout(full):
 
 
 def test_raw_pixels_say_little(full):
-    """Cosine 20-nearest neighbours on raw pixels: about 23 %, chance is 8.3 %."""
+    """Cosine 20-nearest neighbours on raw pixels: 25.0 % at seed 0, 22.7 % at seed 1; chance is 8.3 %."""
     features, labels = [], []
     for source in open_splits(full):
         batches = list(evaluation_batches(source, CenterCrop(size=32, crop=1.0), batch_size=500))
