@@ -25,7 +25,7 @@ from . import sass
 if os.environ.get("TRITON_INTERPRET") == "1":
     raise ImportError("proof.compiler cannot work in a process with TRITON_INTERPRET=1")
 
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _SPILLS = ("LDL", "STL", "scratch_load", "scratch_store")
 _TENSOR = ("UTCHMMA", "HGMMA", "HMMA", "v_mfma")
 
@@ -49,6 +49,14 @@ class Compiled:
         """The commonest matrix instruction, None if there is none."""
         used = self.program.whole.opcodes
         return max((name for name in used if name.startswith(_TENSOR)), key=lambda name: used[name], default=None)
+
+    @property
+    def widest_load(self) -> int:
+        """Bits of the widest load from global memory (NVIDIA; 0 if there is none)."""
+        loads = [name for name in self.program.whole.opcodes if name.startswith(("LDG", "UBLKCP", "UTMALDG"))]
+        return max(
+            (int(bits) for name in loads for bits in re.findall(r"\.(128|64)$", name)), default=32 if loads else 0
+        )
 
 
 def compile_for(target: str, kernel: JITFunction[Any], arguments: dict[str, Any], **options: Any) -> Compiled:
@@ -98,8 +106,8 @@ def _read_nvidia(asm: dict[str, Any]) -> tuple[int, int, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(asm["cubin"])
         cubin.flush()
-        usage = _output(_TOOLS / "cuobjdump", "--dump-resource-usage", cubin.name)
-        text = _output(_TOOLS / "nvdisasm", "-c", cubin.name)
+        usage = _output(TOOLS / "cuobjdump", "--dump-resource-usage", cubin.name)
+        text = _output(TOOLS / "nvdisasm", "-c", cubin.name)
     return _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage), text
 
 

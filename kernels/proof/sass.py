@@ -12,7 +12,7 @@ _AMD = re.compile(r"^\s+([a-z]+_[a-z0-9_]+)\s*(.*)$")
 _AMD_LABEL = re.compile(r"^(\.LBB\w+):")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loop:
     """Instructions start..stop of the program, the backward branch included."""
 
@@ -28,7 +28,7 @@ class Loop:
         return sum(n for opcode, n in self.opcodes.items() if opcode.startswith(prefixes))
 
     def contains(self, other: Loop) -> bool:
-        return self != other and self.start <= other.start and other.stop <= self.stop
+        return self is not other and self.start <= other.start and other.stop <= self.stop
 
 
 @dataclass(frozen=True)

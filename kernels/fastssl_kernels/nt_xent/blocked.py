@@ -1,9 +1,7 @@
 """The CPU path: blocks of logits that stay in the cache, never a whole matrix.
 
-Logits are shifted, l_ij = s_ij / τ − shift. Unit rows bound the cosine, so with shift = 1/τ no exponent is positive
-and no maximum has to be tracked; in fp32 the smallest term exp(−2/τ) stays normal down to τ = 0.023. Below that, and
-for rows of any length, shift = 0 and sums are kept relative to a running maximum. `lse_i` is the logarithm of row i's
-whole denominator in shifted units, so that a softmax weight is exp(l_ij − lse_i) in every case.
+Logits l_ij are shifted as `logits` says; `lse_i` is the logarithm of row i's whole denominator in the same units, so
+that a softmax weight is exp(l_ij − lse_i) in every case.
 
 A logit is *excluded* when it belongs to the row itself or to one of its positives. Positives are added by the caller
 in fp32: the gradient of aligned views is a small difference, which products of rounded operands would drown.
@@ -19,43 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# exp(−2/τ) is a normal fp32 number down to here.
-KNOWN_MAXIMUM_FROM = 0.023
+from .logits import Logits
+
 # Rows and columns of a block: two fp32 blocks fill one core's level-2 cache. Best of 256 to 2048 on two cores.
 BLOCK = 512
 # exp(EXCLUDED − LOWEST) = 0, and 0 · EXCLUDED = 0 where −∞ would give NaN.
 EXCLUDED, LOWEST = -1e30, -1e29
-
-
-@dataclass(frozen=True)
-class Logits:
-    """How products of rows become logits.
-
-    temperature: τ.
-    normalize: rows are divided by their length, so that |s| ≤ 1.
-    products: dtype of the operands of matrix products (fp32, bf16, fp16); sums are fp32 always.
-    """
-
-    temperature: float
-    normalize: bool
-    products: torch.dtype
-
-    @property
-    def known_maximum(self) -> bool:
-        return self.normalize and self.temperature >= KNOWN_MAXIMUM_FROM
-
-    @property
-    def online(self) -> bool:
-        return not self.known_maximum
-
-    @property
-    def online_with_attraction(self) -> bool:
-        """fp16 products also need exponentials near 1, as they become operands."""
-        return self.online or self.products == torch.float16
-
-    @property
-    def shift(self) -> float:
-        return 1.0 / self.temperature if self.known_maximum else 0.0
 
 
 @dataclass

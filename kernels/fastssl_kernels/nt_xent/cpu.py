@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .blocked import (
     Diagonals,
-    Logits,
     Sums,
     rectangle_gradient,
     rectangle_sums,
@@ -20,6 +19,7 @@ from .blocked import (
     triangle_sums,
 )
 from .gather import gather_rows, size_and_rank
+from .logits import Logits
 from .reference import TIE, unit_rows
 
 

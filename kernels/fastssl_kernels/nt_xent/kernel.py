@@ -45,10 +45,12 @@ def more_pieces(
     PRECISION: tl.constexpr,
 ):
     """Add to cosines [left, right] the products of all pieces after the first."""
-    for piece in tl.static_range(BD, P, BD):
-        a = load_tile(left + piece, left_start, 0, P, cosine.shape[0], BD, False)
-        b = load_tile(right + piece, right_start, right_stop, P, cosine.shape[1], BD, MASKED)
-        cosine = tl.dot(a, tl.trans(b), cosine, input_precision=PRECISION)
+    if P > BD:
+        # Not unrolled: the pipeline then holds the pieces of one step, whatever the width.
+        for piece in range(BD, P, BD):
+            a = load_tile(left + piece, left_start, 0, P, cosine.shape[0], BD, False)
+            b = load_tile(right + piece, right_start, right_stop, P, cosine.shape[1], BD, MASKED)
+            cosine = tl.dot(a, tl.trans(b), cosine, input_precision=PRECISION)
     return cosine
 
 

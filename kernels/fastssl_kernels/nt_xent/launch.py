@@ -14,13 +14,13 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from .blocked import Logits
 from .gather import gather_rows, size_and_rank
 from .kernel import rectangle_kernel, triangle_kernel, unit_rows_kernel
 from .kernel_finish import finish_kernel
 from .kernel_gradient import gradient_kernel, through_norm_kernel
+from .logits import Logits
 from .reference import SMALLEST_NORM, TIE
-from .tiles import Tile, padded_rows, padded_width, tile_for
+from .tiles import PADDING, Tile, padded_rows, padded_width, tile_for
 
 LOG2E = math.log2(math.e)
 # Partial sums of the triangle, in rows: at most this many times the fp32 row sums themselves.
@@ -148,7 +148,7 @@ def unit_rows(x: Tensor, logits: Logits, segments: int) -> tuple[Tensor, Tensor]
     batch, padded, wide = rows // segments, padded_rows(rows // segments), padded_width(width)
     z = x.new_empty((segments * padded, wide), dtype=logits.products)
     factor = x.new_empty(rows if logits.normalize else 0, dtype=torch.float32)
-    per_program = max(1, 4096 // wide)
+    per_program = unit_rows_per_program(wide)
     unit_rows_kernel[(triton.cdiv(len(z), per_program),)](
         x,
         z,
@@ -166,6 +166,11 @@ def unit_rows(x: Tensor, logits: Logits, segments: int) -> tuple[Tensor, Tensor]
     return z, factor
 
 
+def unit_rows_per_program(width: int) -> int:
+    """Rows of padded `width` that one program of four warps normalises: 32 numbers a thread."""
+    return max(1, 4096 // width)
+
+
 def target_of(device: torch.device) -> str:
     """The column of the tile table for a device."""
     if device.type != "cuda":
@@ -173,7 +178,7 @@ def target_of(device: torch.device) -> str:
     if torch.version.hip:
         return "gfx942"
     major, _ = torch.cuda.get_device_capability(device)
-    return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100" if major >= 10 else "sm_80")
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
 def processors(device: torch.device) -> int:
@@ -185,10 +190,17 @@ def _tile(kernel: str, z: Tensor) -> Tile:
     return tile_for(kernel, z.shape[1], z.dtype, target_of(z.device))
 
 
+def launch_options(tile: Tile, width: int, products: torch.dtype, target: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constants and launch options that all kernels with products share."""
+    # fp32 products: AMD's matrix cores have them, NVIDIA's make them of three TF32 products.
+    precision = "tf32x3" if products == torch.float32 and target != "gfx942" else "ieee"
+    constants = {"P": width, "BD": tile.piece, "PRECISION": precision}
+    return constants, {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
 def _options(tile: Tile, z: Tensor) -> dict[str, Any]:
-    precision = "tf32x3" if z.dtype == torch.float32 else "ieee"
-    options = {"P": z.shape[1], "BD": tile.piece, "PRECISION": precision}
-    return {**options, "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    constants, options = launch_options(tile, z.shape[1], z.dtype, target_of(z.device))
+    return {**constants, **options}
 
 
 def _columns(z: Tensor, views: int, batch: int, group: str) -> tuple[Tensor, int, int]:
@@ -362,7 +374,8 @@ def _gradient(
     online: bool,
 ) -> Tensor:
     """Gradient of x: of NT-Xent, or of the keys of InfoNCE if `partner` (their queries) is given."""
-    tile = _tile("gradient", rows)
+    full = len(rows) // PADDING >= processors(rows.device)
+    tile = _tile("gradient" if full else "gradient-few", rows)
     batch = len(x) // segments
     row_tiles, pieces = len(rows) // tile.owner, rows.shape[1] // tile.piece
     # Few rows leave processors idle: then columns are split as well, and the ends meet in a second kernel.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import cpu
-from .blocked import Logits
 from .gather import size_and_rank
+from .logits import Logits
 from .tiles import padded_rows, padded_width
 
 

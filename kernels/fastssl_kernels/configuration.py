@@ -1,0 +1,50 @@
+"""What an operation ships: its kernels with the arguments and options of a real launch.
+
+Each operation that has Triton kernels states them in `<op>/shipped.py`, as a function
+
+    def configurations(target: str) -> list[Configuration]
+
+for a target such as "sm_90" or "gfx942". The proof harness beside this package compiles every one of them and keeps
+what it reads in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One kernel as it is launched.
+
+    path: what the kernel does in this configuration, as a reader would call it ("forward-triangular").
+    dtype: of the operands. config: what else tells this row from its neighbours ("D=128, 128×128, 8 warps").
+    arguments: every parameter by name; a torch.dtype stands for a pointer, numbers specialise as at run time.
+    options: num_warps, num_stages and other launch options.
+    unit: what instructions are counted for: a "logit", an "element".
+    anchor: opcode prefixes that tell the hot loop and how many units it holds: one such instruction of one thread
+        handles `units_per_anchor` units. Among innermost loops with an anchor the cheapest is the hot one; if no loop
+        has one the whole kernel counts.
+    inner_trips: how often the loop inside the hot loop runs, if it has one.
+    units_per_program: for a kernel that counts as a whole and has no anchor: what one program handles.
+    flops, exponentials, bytes: work of one unit on the tensor cores, the exp unit and in device memory.
+    budget: most instructions a unit that the hot loop may take, by target; absent means reported only.
+    """
+
+    path: str
+    kernel: Any
+    dtype: str
+    config: str
+    arguments: Mapping[str, Any]
+    options: Mapping[str, Any]
+    unit: str
+    anchor: tuple[str, ...] = ()
+    units_per_anchor: float = 1.0
+    inner_trips: int = 0
+    units_per_program: int = 0
+    flops: float = 0.0
+    exponentials: float = 0.0
+    bytes: float = 0.0
+    budget: Mapping[str, float] = field(default_factory=dict)

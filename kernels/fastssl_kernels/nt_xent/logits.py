@@ -1,0 +1,46 @@
+"""How products of rows become logits, on every back end.
+
+l_ij = s_ij / τ − shift. Unit rows bound the cosine, so with shift = 1/τ no exponent is positive and no maximum has to
+be tracked; in fp32 the smallest term exp(−2/τ) stays normal down to τ = 0.023. Below that, and for rows of any length,
+shift = 0 and sums are kept relative to a running maximum ("online").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# The smallest temperature whose exp(−2/τ) is a normal fp32 number.
+KNOWN_MAXIMUM_FROM = 0.023
+
+
+@dataclass(frozen=True)
+class Logits:
+    """How products of rows become logits.
+
+    temperature: τ.
+    normalize: rows are divided by their length, so that |s| ≤ 1.
+    products: dtype of the operands of matrix products (fp32, bf16, fp16); sums are fp32 always.
+    """
+
+    temperature: float
+    normalize: bool
+    products: torch.dtype
+
+    @property
+    def known_maximum(self) -> bool:
+        return self.normalize and self.temperature >= KNOWN_MAXIMUM_FROM
+
+    @property
+    def online(self) -> bool:
+        return not self.known_maximum
+
+    @property
+    def online_with_attraction(self) -> bool:
+        """fp16 products also need exponentials near 1, as they become operands."""
+        return self.online or self.products == torch.float16
+
+    @property
+    def shift(self) -> float:
+        return 1.0 / self.temperature if self.known_maximum else 0.0
