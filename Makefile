@@ -18,8 +18,8 @@ $(INSTALLED):
 pretrain: $(INSTALLED)
 	@if [ -f $(RUN_DIR)/summary.json ]; then \
 		echo "== $(RUN_DIR) is finished; remove it to run again"; $(VENV)/bin/fastssl report $(RUN_DIR); \
-	elif [ -f $(RUN_DIR)/last.pt ]; then $(VENV)/bin/fastssl pretrain --resume $(RUN_DIR); \
-	else rm -rf $(RUN_DIR); $(VENV)/bin/fastssl pretrain simclr --recipe quick --run-dir $(RUN_DIR); fi
+	elif [ -f $(RUN_DIR)/config.yaml ]; then $(VENV)/bin/fastssl pretrain --resume $(RUN_DIR); \
+	else $(VENV)/bin/fastssl pretrain simclr --recipe quick --run-dir $(RUN_DIR); fi
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

@@ -41,8 +41,8 @@ class TrainConfig:
     """Where to train; auto takes a GPU when there is one."""
     threads: int = 0
     """CPU threads of the arithmetic; 0 takes all cores."""
-    checkpoint_minutes: float = 10.0
-    """Save `last.pt` so often, at the end of each epoch that is due, and at the end."""
+    checkpoint_minutes: float = 5.0
+    """Save `last.pt` so often, and at the end."""
     checkpoint_steps: int | None = None
     """Save every so many steps instead."""
 

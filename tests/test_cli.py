@@ -40,7 +40,7 @@ def run(*args: str, capsys) -> tuple[int, str, str]:
         (["pretrain", "simclr", "--train.device", "cuda", "--data", "{images}"], "no CUDA device"),
         (["pretrain", "--resume", "{tmp}/missing"], "config.yaml does not exist"),
         (["pretrain", "--resume", "{tmp}/used", "--optim.lr", "1"], "--optim.lr"),
-        (["pretrain", "--resume", "{tmp}/used"], "last.pt does not exist"),
+        (["pretrain", "--resume", "{tmp}/used"], "was not written by fastssl"),
         (
             ["pretrain", "simclr", "--data", "{images}", "--train.batch-size", "8", "--run-dir", "{tmp}/used"],
             "--resume",
@@ -67,6 +67,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(args, words, tmp_path, image_
     cli_config = "method_name: simclr\n"
     (tmp_path / "used" / "config.yaml").write_text(cli_config)
     torch.save({"model": 1}, tmp_path / "foreign.pt")
+    torch.save({"model": 1}, tmp_path / "used" / "last.pt")
     before = set(tmp_path.rglob("*"))
     code, out, err = run(*(a.format(tmp=tmp_path, images=image_folder) for a in args), capsys=capsys)
     assert code == 2

@@ -59,8 +59,8 @@ def caption(params: ViewParams, spec: ViewSpec) -> str:
     if params.jitter[0]:
         brightness, contrast, saturation, hue = params.factors[0]
         sign = "+" if spec.additive_brightness else "×"
-        words.append(f"b{sign}{brightness:.1f} c×{contrast:.1f} s×{saturation:.1f} h{hue:+.2f}")
+        words.append(f"b{sign}{brightness:.1f} c×{contrast:.1f} s×{saturation:.1f} h{round(hue, 2) + 0.0:+.2f}")
     words += [name for name in ("gray", "solarize", "invert") if getattr(params, name)[0]]
     if params.sigma[0] > 0:
         words.append(f"σ {params.sigma[0]:.1f}")
-    return " ".join(words) or "crop only"
+    return " ".join(words).replace("-", "−") or "crop only"

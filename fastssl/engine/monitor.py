@@ -19,12 +19,14 @@ Row = dict[str, Any]
 class Metrics:
     """Appends rows to metrics.jsonl and to TensorBoard. A full disk delays rows, it loses none and ends no run."""
 
-    def __init__(self, run_dir: Path, *, first_step: int, tensorboard: bool, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, run_dir: Path, *, first_step: int, last_step: int, tensorboard: bool, warn: Callable[[str], None]
+    ) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._warn = warn
         self._pending: list[str] = []
         self._failed = False
-        drop_rows_after(self._path, first_step)
+        drop_rows_after(self._path, first_step, final=first_step == last_step)
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -60,8 +62,11 @@ class Metrics:
             self._board.close()
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Keep the rows up to `step`: what a killed run wrote past its last checkpoint will be written again."""
+def drop_rows_after(path: Path, step: int, *, final: bool) -> None:
+    """Keep the rows up to `step`: what a killed run wrote past its last checkpoint will be written again.
+
+    The last checkpoint is older than the last evaluation, so where it is `final` that evaluation goes too.
+    """
     if not path.exists():
         return
     kept = []
@@ -70,7 +75,7 @@ def drop_rows_after(path: Path, step: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # the torn last line of a killed process
-        if row["step"] <= step:
+        if row["step"] <= step and not (final and row["step"] == step and row["kind"] == "knn"):
             kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")

@@ -59,7 +59,8 @@ def pretrain(
     if resume is not None:
         resume = Path(resume)
         config = replace(configuration.load(resume / "config.yaml"), run_dir=str(resume))
-        state = checkpoint.load(resume / rundir.LAST)
+        # Killed before its first checkpoint, a run starts again: the same run, since all randomness is the seed's.
+        state = checkpoint.load(resume / rundir.LAST) if (resume / rundir.LAST).exists() else None
     if config is None:
         raise UserError(
             "pretrain needs a configuration, for example fastssl.recipes.simclr(), or resume=<run directory>"
@@ -68,13 +69,19 @@ def pretrain(
     path = config.data if data is None else type(data).__name__ if source is not None else str(data)
     config = replace(config, data=path, run_dir=config.run_dir if run_dir is None else str(run_dir))
     configuration.validate(config)
-    return _Run(config, state, source, quiet=quiet).train()
+    return _Run(config, state, source, new=resume is None, quiet=quiet).train()
+
+
+class _Diverged(UserError):
+    """The loss is not finite: a checkpoint of this state would be worthless."""
 
 
 class _Run:
     """All that lives as long as one run."""
 
-    def __init__(self, config: Config, state: dict[str, Any] | None, source: Source | None, *, quiet: bool) -> None:
+    def __init__(
+        self, config: Config, state: dict[str, Any] | None, source: Source | None, *, new: bool, quiet: bool
+    ) -> None:
         self.config = config
         self.device = resolve_device(config.train.device)
         self.precision = resolve_precision(config.train.precision, self.device)
@@ -91,15 +98,21 @@ class _Run:
         self.optimizer = build_optimizer(self.method, config.optim)
         self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.results: dict[str, Any] = {}
-        if state is None:
+        if new:
             self.run_dir = rundir.claim(config, {"threads": threads, "precision": self.precision, **environment()})
         else:
             self.run_dir = Path(config.run_dir or "")
+        if state is not None:
             self._restore(state)
         self.display = Display(self.total_steps, self.step, quiet=quiet)
         self.metrics = Metrics(
-            self.run_dir, first_step=self.step, tensorboard=config.monitor.tensorboard, warn=self.display.say
+            self.run_dir,
+            first_step=self.step,
+            last_step=self.total_steps,
+            tensorboard=config.monitor.tensorboard,
+            warn=self.display.say,
         )
+        self.unreadable = 0
         self.evaluator = None
         if Evaluator.possible(self.train_source, self.val_source):
             self.evaluator = Evaluator(self.train_source, self.val_source, config, self.device, self.precision)
@@ -132,7 +145,14 @@ class _Run:
             if self.step == 0:
                 self._measure_untrained()
             with self._signals():
-                self._loop()
+                try:
+                    self._loop()
+                except _Diverged:
+                    raise
+                except BaseException:
+                    if self.step > max(self.saved_step, 0):
+                        self._save()
+                    raise
             saved = self._save() if self.saved_step != self.step else True
             finished = self.step == self.total_steps
             if finished:
@@ -170,6 +190,7 @@ class _Run:
                     self.metrics.write(row)
                     self.display.update(row, seconds_left=self.seconds / self.step * (self.total_steps - self.step))
                 with clock.paused():
+                    self._tell_unreadable(loader)
                     self._after_step()
                 if self.signal or self.step == self.total_steps:
                     break
@@ -198,7 +219,7 @@ class _Run:
             return None
         loss = losses.total.item()  # the only host synchronisation, every `log_steps`
         if not math.isfinite(loss):
-            raise UserError(
+            raise _Diverged(
                 f"the loss became {loss} at step {self.step} (lr {lr:.3g}); the last checkpoint is from step "
                 f"{max(self.saved_step, 0)}: lower --optim.lr or lengthen --optim.warmup-epochs"
             )
@@ -219,6 +240,13 @@ class _Run:
         due = self.step % steps == 0 if steps else time.monotonic() >= self.checkpoint_due
         if due and self.step < self.total_steps:
             self._save()
+
+    def _tell_unreadable(self, loader: ViewLoader) -> None:
+        """Name the images that turned out unreadable since the last call."""
+        reasons = list(loader.quarantine.reasons.items())
+        for sample, reason in reasons[self.unreadable :]:
+            self.display.say(f"unreadable image replaced: {self.train_source.name(sample)} ({reason})")
+        self.unreadable = self.results["unreadable_images"] = len(reasons)
 
     # -- measurements -------------------------------------------------------------------------------------------------
 

@@ -104,8 +104,8 @@ CIFAR10_SMALL = replace(
     optim=OptimConfig(
         name="adamw", lr=4e-3, lr_scaling="none", weight_decay=0.01, exclude="bias_and_norm", warmup_epochs=1
     ),
-    train=TrainConfig(epochs=24, batch_size=256, precision="auto"),
-    monitor=MonitorConfig(knn_epochs=4, linear=True),
+    train=TrainConfig(epochs=18, batch_size=256, precision="auto"),
+    monitor=MonitorConfig(knn_epochs=3, linear=True),
 )
 """Ours, for two CPU cores and minutes instead of hours: a quarter-cost ResNet-10 of half width, AdamW, τ 0.2."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import fastssl
 from fastssl import config as configuration
 from fastssl.config import LoaderConfig, MonitorConfig, TrainConfig
 from fastssl.engine import checkpoint
+from fastssl.errors import UserError
 from fastssl.models import BackboneConfig
 
 
@@ -166,8 +168,6 @@ def test_a_full_disk_keeps_the_previous_checkpoint(image_folder, tmp_path, monke
 
 
 def test_an_unreadable_image_is_named_counted_and_replaced(image_folder, tmp_path):
-    import shutil
-
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     bad = folder / "train" / "class0" / "003.jpg"
@@ -177,6 +177,42 @@ def test_an_unreadable_image_is_named_counted_and_replaced(image_folder, tmp_pat
     result = fastssl.pretrain(config, quiet=True)
     assert result.finished
     assert "003.jpg" in (result.run_dir / "quarantine.json").read_text()
+    assert result.summary["unreadable_images"] == 1
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(image_folder, tmp_path):
+    whole = fastssl.pretrain(small(image_folder, tmp_path / "whole"), quiet=True)
+    config = small(image_folder, tmp_path / "killed")
+    (tmp_path / "killed").mkdir()
+    configuration.save(config, tmp_path / "killed" / "config.yaml")
+    torn = (whole.run_dir / "metrics.jsonl").read_text()[:1500]
+    (tmp_path / "killed" / "metrics.jsonl").write_text(torn)
+    fastssl.pretrain(resume=tmp_path / "killed", quiet=True)
+    assert rows(tmp_path / "killed") == rows(whole.run_dir)
+
+
+def test_resuming_a_finished_run_changes_nothing(image_folder, tmp_path):
+    result = fastssl.pretrain(small(image_folder, tmp_path / "run"), quiet=True)
+    before = rows(result.run_dir)
+    again = fastssl.pretrain(resume=result.run_dir, quiet=True)
+    assert again.finished
+    assert rows(result.run_dir) == before
+    assert again.summary["trained_knn"] == result.summary["trained_knn"]
+
+
+def test_too_many_unreadable_images_stop_the_run_but_lose_no_step(image_folder, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    for path in sorted((folder / "train" / "class0").iterdir())[:12]:
+        path.write_bytes(b"not an image")
+    config = small(folder, tmp_path / "run")
+    config = replace(config, loader=replace(config.loader, max_bad_fraction=0.0))
+    config = replace(config, monitor=replace(config.monitor, baselines=False, knn_epochs=0))
+    with pytest.raises(UserError, match=r"cannot be decoded, more than the \d+ allowed"):
+        fastssl.pretrain(config, quiet=True)
+    steps = [row["step"] for row in rows(tmp_path / "run")] if (tmp_path / "run" / "metrics.jsonl").exists() else []
+    saved = tmp_path / "run" / "last.pt"
+    assert (checkpoint.load(saved)["step"] if saved.exists() else 0) == max(steps, default=0)
 
 
 def test_flat_folder_trains_without_labels(image_folder, tmp_path):
