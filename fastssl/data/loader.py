@@ -72,7 +72,7 @@ class ViewLoader:
         threads: threads that read, decode and render.
         device: where views are made.
         rank, world: this process's share of the global batch.
-        quarantine: JSON file for the names of unreadable images, or None.
+        quarantine: JSON file for the names of unreadable images, or None; rank r > 0 adds `.rank<r>` to its stem.
         max_bad_fraction: share of unreadable images at which an epoch stops (a handful is always allowed).
         prefetch: batches made ahead by a background thread; 0 makes each when it is asked for.
 
@@ -112,6 +112,8 @@ class ViewLoader:
         self.source, self.augmentation, self.batch_size = source, augmentation, batch_size
         self._seed, self._rank, self._world = seed, rank, world
         self._prefetch = prefetch
+        if quarantine is not None and rank > 0:
+            quarantine = quarantine.with_name(f"{quarantine.stem}.rank{rank}{quarantine.suffix}")
         self.quarantine = Quarantine(len(source), max_bad_fraction=max_bad_fraction, path=quarantine)
         self._reader = Reader(source, self.quarantine, decoder, threads, torch.device(device))
         self._producer: _Producer | None = None

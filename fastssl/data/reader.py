@@ -68,10 +68,10 @@ class Reader:
         failures |= {encoded[position][0]: reason for position, reason in decoded.failures.items()}
         self.quarantine.add({int(ids[i]): (self.source.name(int(ids[i])), why) for i, why in failures.items()})
         if isinstance(decoded.images, torch.Tensor) and len(decoded.images) == len(ids):
-            return decoded.images
+            return decoded.images.to(self.device)
         images: list[torch.Tensor | None] = [None] * len(ids)
         for (i, _), image in zip(encoded, decoded.images, strict=True):
-            images[i] = image
+            images[i] = None if image is None else image.to(self.device)
         return images
 
     def render(

@@ -273,7 +273,13 @@ class ObjectSource:
         return len(self._wrapped)
 
     def read(self, index: int) -> bytes:
-        return self._wrapped.read(index)
+        data = self._wrapped.read(index)
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise UserError(
+                f"{type(self._wrapped).__name__}.read({index}) must return the bytes of an image file, "
+                f"got {type(data).__name__}"
+            )
+        return bytes(data)
 
     def name(self, index: int) -> str:
         named = getattr(self._wrapped, "name", None)
@@ -290,7 +296,8 @@ def open_source(data: Any) -> Source:
         UserError: nothing there, nothing readable, or no images in it.
     """
     if not isinstance(data, (str, os.PathLike)):
-        return data if isinstance(data, Source) else ObjectSource(data)
+        plain = isinstance(data, Source) and (data.labels is None or isinstance(data.labels, np.ndarray))
+        return data if plain else ObjectSource(data)
     path = Path(data).expanduser()
     if path.is_file():
         return TarImages(path)

@@ -233,7 +233,7 @@ def test_training_goes_on_over_bad_files(damaged_folder, tmp_path, decoder):
     assert [path.name for path in listed.parent.iterdir()] == ["quarantine.json"]
 
 
-def test_replacement_is_a_pure_function(damaged_folder):
+def test_replacement_is_a_pure_function(damaged_folder, tmp_path):
     """The same stand-ins with other threads, from the middle of the epoch, by several ranks, and in a later run."""
     reference = make(damaged_folder)
     whole = list(reference.epoch(1))
@@ -245,11 +245,15 @@ def test_replacement_is_a_pure_function(damaged_folder):
     assert all_same(whole[3:], later.epoch(1, start_step=3))
     list(reference.epoch(0))  # by now all bad files are known
     assert all_same(whole, reference.epoch(1))
-    ranks = [make(damaged_folder, rank=r, world=2) for r in range(2)]
+    listed = tmp_path / "quarantine.json"
+    ranks = [make(damaged_folder, rank=r, world=2, quarantine=listed) for r in range(2)]
     for one, parts in zip(whole, zip(*(r.epoch(1) for r in ranks), strict=True), strict=True):
         assert torch.equal(torch.cat([p.ids for p in parts]), one.ids)
     for loader in (reference, later, *ranks):
         loader.close()
+    files = [listed, tmp_path / "quarantine.rank1.json"]
+    named = [entry["name"] for file in files if file.exists() for entry in json.loads(file.read_text())["unreadable"]]
+    assert set(named) == BAD
 
 
 def test_stand_in_has_views_of_its_own(damaged_folder):

@@ -183,6 +183,14 @@ def test_any_object_with_len_and_read():
     labelled.labels = [1]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"labels must have shape \[2\]"):
         open_source(labelled)
+    labelled.labels = [1, 0]  # type: ignore[attr-defined]
+    labelled.name = lambda index: f"mine {index}"  # type: ignore[attr-defined]
+    assert open_source(labelled).labels.dtype == np.int64
+    assert open_source(labelled).name(1) == "mine 1"
+    labelled.read = lambda index: bytearray(b"data") if index else "text"  # type: ignore[assignment]
+    assert open_source(labelled).read(1) == b"data"
+    with pytest.raises(UserError, match=r"Mine.read\(0\) must return the bytes of an image file, got str"):
+        open_source(labelled).read(0)
     with pytest.raises(UserError, match="must be a path or an object with __len__ and read, got int"):
         open_source(3)
 
