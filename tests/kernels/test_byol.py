@@ -11,6 +11,15 @@ from fastssl_kernels.byol.op import byol_backward, byol_forward
 SHAPES = [(1, 1), (1, 256), (2, 7), (33, 127), (252, 256), (5, 4099), (700, 300)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors are small here, and a second thread only waits for the first on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 

@@ -11,6 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 SHAPES = [(), (0,), (1,), (7,), (127, 33), (5, 3, 3, 3), (64, 16, 1, 1)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors are small here, and a second thread only waits for the first on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def lists(target: torch.dtype, online: torch.dtype, seed: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     pairs = [[torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES] for _ in range(2)]

@@ -16,6 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ETA = 0.001
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors are small here, and a second thread only waits for the first on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def numpy_lars(w, g, v, lr, momentum, decay, variant, nesterov, adapt):
     """Written from the table of variants, float64, one tensor."""
     wn, u = np.sqrt((w * w).sum()), g + decay * w

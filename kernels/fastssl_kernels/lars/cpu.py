@@ -138,25 +138,13 @@ def _exact_squares(tensor: Tensor) -> float:
 
 
 def _update(batch: Sequence[Entry], factors: Factors, ema_weight: float) -> None:
-    plain = [entry for entry in batch if entry.average is None and entry.copy is None]
-    if plain:
-        _step([e.weight for e in plain], [e.gradient for e in plain], [e.velocity for e in plain], factors)
-    if len(plain) == len(batch):
-        return
+    _step([e.weight for e in batch], [e.gradient for e in batch], [e.velocity for e in batch], factors)
+    averages = [(e.average, e.weight) for e in batch if e.average is not None]
+    if averages:
+        torch._foreach_lerp_([average for average, _ in averages], [weight for _, weight in averages], ema_weight)
     for entry in batch:
-        if entry.average is None and entry.copy is None:
-            continue
-        weights = entry.weight.split(CHUNK)
-        averages = weights if entry.average is None else entry.average.split(CHUNK)
-        copies = weights if entry.copy is None else entry.copy.split(CHUNK)
-        gradients, velocities = entry.gradient.split(CHUNK), entry.velocity.split(CHUNK)
-        # Chunk by chunk, so that average and copy find the new weight in the cache.
-        for w, g, v, average, copy in zip(weights, gradients, velocities, averages, copies, strict=True):
-            _step([w], [g], [v], factors)
-            if entry.average is not None:
-                average.lerp_(w, ema_weight)
-            if entry.copy is not None:
-                copy.copy_(w)
+        if entry.copy is not None:
+            entry.copy.copy_(entry.weight)
 
 
 def _step(weights: list[Tensor], gradients: list[Tensor], velocities: list[Tensor], factors: Factors) -> None:
