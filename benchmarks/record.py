@@ -46,7 +46,7 @@ def record(run_dir: Path, what: str, data_name: str) -> Path:
 
     def anonymous(text: str) -> str:
         for path, name in names:
-            text = text.replace(path, f'"{name}"' if " " in name else name)
+            text = text.replace(path, name)
         return text
 
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "summary.json"):
