@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..data import Source
 from ..data.decode import UnreadableImage, decode_one
@@ -13,6 +15,9 @@ from ..data.render import render
 from ..data.views import Augmentation, ViewSpec
 from ..errors import UserError
 from ..report.contact_sheet import contact_sheet
+
+TRIES = 64
+"""Unreadable images in a row that are passed over."""
 
 
 def draw_views(
@@ -26,10 +31,7 @@ def draw_views(
         raise UserError(f"--images and --repeats must be at least 1, got {images} and {epochs}")
     rows = []
     for sample in np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist():
-        try:
-            image = decode_one(source.read(sample))
-        except UnreadableImage as error:
-            raise UserError(f"{source.name(sample)} cannot be decoded: {error}") from None
+        sample, image = _readable(source, sample)
         views, captions = [], []
         for epoch in range(epochs):
             number = 0
@@ -49,6 +51,15 @@ def draw_views(
                     captions.append(caption(params, spec))
         rows.append((Path(source.name(sample)).name, image, views, captions))
     return contact_sheet(rows, out)
+
+
+def _readable(source: Source, start: int) -> tuple[int, torch.Tensor]:
+    """The first image from `start` on (past the end, from the beginning) that decodes, and its id."""
+    tried = [(start + offset) % len(source) for offset in range(min(len(source), TRIES))]
+    for sample in tried:
+        with contextlib.suppress(UnreadableImage, OSError):
+            return sample, decode_one(source.read(sample))
+    raise UserError(f"none of {len(tried)} images from {source.name(start)} on can be decoded: check the data")
 
 
 def caption(params: ViewParams, spec: ViewSpec) -> str:
