@@ -1,8 +1,8 @@
 """The contact sheet passes over what cannot be read."""
 
 import pytest
-from conftest import write_images
 from PIL import Image
+from small_images import write_images
 
 from fastssl.data import open_source
 from fastssl.engine.contact import draw_views
