@@ -142,22 +142,20 @@ def _row(op: str, target: str, index: int) -> Row:
 
 
 def _hot_loop(shipped: Configuration, compiled: Compiled) -> tuple[Loop, float]:
-    """The loop that matters and its instructions a unit; the whole kernel if it has no such loop or units are stated."""
+    """The loop that matters, or the whole kernel if it has none or units are stated, and its instructions a unit."""
     if shipped.units_per_program:
         whole = compiled.program.whole
         return whole, whole.instructions * compiled.threads / shipped.units_per_program
     program = compiled.program
-    costs = {}
-    for loop in [*(program.loops if shipped.inner_trips else program.innermost()), program.whole]:
-        if loop is program.whole and costs:
-            break
-        if anchors := loop.count(*shipped.anchor):
-            inside = sum(inner.instructions for inner in program.innermost() if loop.contains(inner))
-            instructions = loop.instructions + inside * max(0, shipped.inner_trips - 1)
-            costs[loop] = instructions / (anchors * shipped.units_per_anchor)
-    if not costs:
-        raise ValueError(f"{shipped.path} for {compiled.target}: no instruction begins with any of {shipped.anchor}")
+    loops = program.loops if shipped.inner_trips else program.innermost()
+    costs: dict[Loop, float] = {}
+    for loop in [loop for loop in loops if loop.count(*shipped.anchor)] or [program.whole]:
+        inside = sum(inner.instructions for inner in program.innermost() if loop.contains(inner))
+        instructions = loop.instructions + inside * max(0, shipped.inner_trips - 1)
+        costs[loop] = instructions / (max(1, loop.count(*shipped.anchor)) * shipped.units_per_anchor)
     hot = min(costs, key=lambda loop: costs[loop])
+    if not hot.count(*shipped.anchor):
+        raise ValueError(f"{shipped.path} for {compiled.target}: no instruction begins with any of {shipped.anchor}")
     return hot, costs[hot]
 
 

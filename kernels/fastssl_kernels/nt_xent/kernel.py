@@ -126,7 +126,7 @@ def triangle_kernel(
         splits                by owner
         (VIEWS − 1) // 2      by distance, for those with; only in the launch where begin = 0
 
-    Distances that are multiples of `per_view` hold the excluded diagonals: the first split does them, masked. It also
+    Distances that are multiples of `per_view` hold the excluded diagonals: the last split does them, masked. It also
     does distance tiles / 2, which both of its tiles compute, each for itself alone.
     """
     tile, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -155,7 +155,7 @@ def triangle_kernel(
             theirs = tl.sum(exps * tl.where(image < batch, 1.0, 0.0)[None, :], 1)
         sums += exps
         tl.store(partial + (step - begin) * length + other * BLOCK + inside, theirs)
-    if begin + split == 0:
+    if (begin == 0) & (split == splits - 1):
         cold = VIEWS // 2 + 1
         if VIEWS % 2 == 1:
             cold += 1 - tiles % 2

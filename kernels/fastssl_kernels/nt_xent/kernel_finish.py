@@ -30,6 +30,7 @@ def finish_kernel(
     partner_factor,
     partner_z,
     table,
+    share,
     weight,
     attraction,
     slots,
@@ -53,7 +54,8 @@ def finish_kernel(
 
     VIEWS ≥ 2: the positives are the other views in x. VIEWS = 1: the positive is row i of `partner`.
 
-    table [rows, 3 or 5]: share of the negatives, loss, lse; with METRICS correct (0 or 1), entropy; natural units.
+    table [rows, 2 or 4]: loss, lse; with METRICS correct (0 or 1), entropy; natural units.
+    share [rows]: probability of all negatives together.
     weight, padded layout: 2^(−lse) · 2^log2_rescale, or with ONLINE lse − log2_rescale, in log 2: what the gradient
     multiplies or subtracts. The rescaling keeps weights within the range of fp16 products.
     attraction [rows, D] with ATTRACT: Σ p_in n over the negatives.
@@ -120,11 +122,11 @@ def finish_kernel(
     beyond = _softplus2(margin)
     lse = positives + beyond
     negatives = 1.0 / (1.0 + tl.exp2(-margin))
-    width: tl.constexpr = 5 if METRICS else 3
+    width: tl.constexpr = 4 if METRICS else 2
     line = table + tl.cast(row, tl.int64) * width
-    tl.store(line, negatives, mask=real)
-    tl.store(line + 1, (beyond + positives - mean) * LN2, mask=real)
-    tl.store(line + 2, lse * LN2, mask=real)
+    tl.store(share + row, negatives, mask=real)
+    tl.store(line, (beyond + positives - mean) * LN2, mask=real)
+    tl.store(line + 1, lse * LN2, mask=real)
     if ONLINE:
         tl.store(weight + at, lse - log2_rescale, mask=real)
     else:
@@ -139,8 +141,8 @@ def finish_kernel(
                 other = load_unit_rows(x, factor, (row + step * batch) % rows, real, D, P, NORMALIZE)
             logit = tl.sum(mine * other, 1) * c - shift
             expected += tl.exp2(logit - lse) * logit
-        tl.store(line + 3, tl.where(best > top + tie, 1.0, 0.0), mask=real)
-        tl.store(line + 4, (lse - expected) * LN2, mask=real)
+        tl.store(line + 2, tl.where(best > top + tie, 1.0, 0.0), mask=real)
+        tl.store(line + 3, (lse - expected) * LN2, mask=real)
     if ATTRACT:
         column = tl.arange(0, P)
         pointers = attraction + tl.cast(row, tl.int64)[:, None] * D + column[None, :]

@@ -38,15 +38,14 @@ def nt_xent_forward(
     z, factor = unit_rows(x, logits, views)
     if logits.known_maximum and not metrics and not group:
         partial = _triangle(z, logits, views, batch)
-        table, weight, _ = _finish(partial, None, x, factor, z, None, logits, views, logits.online, metrics)
-        return *_means(table), z, factor, weight, table[:, 0].clone()
+        table, share, weight, _ = _finish(partial, None, x, factor, z, None, logits, views, logits.online, metrics)
+        return *_means(table), z, factor, weight, share
     columns, width, first = _columns(z, views, batch, group)
     partial, _ = _rectangle(z, columns, logits, views, batch, width, first, logits.online, metrics, attract=False)
-    table, weight, _ = _finish(partial, None, x, factor, z, None, logits, views, logits.online, metrics)
-    share = table[:, 0].clone()
+    table, share, weight, _ = _finish(partial, None, x, factor, z, None, logits, views, logits.online, metrics)
     if group:
         table = gather_rows(table, views, group)
-        weight = _column_weight(table[:, 2], views, logits, logits.online)
+        weight = _column_weight(table[:, 1], views, logits, logits.online)
     return *_means(table), columns, factor, weight, share
 
 
@@ -92,16 +91,15 @@ def info_nce_forward(
     partial, attracted = _rectangle(
         q, columns, logits, 1, batch, width, first, online, metrics, attract=query_gradient, exclude=queue is None
     )
-    table, weight, attraction = _finish(
+    table, share, weight, attraction = _finish(
         partial, attracted, query, q_factor, q, (key, k_factor, k), logits, 1, online, metrics
     )
-    share = table[:, 0].clone()
     table = gather_rows(table, 1, group)
     queries = query.new_empty(0, dtype=torch.float32)
     if not (key_gradient and queue is None):
         weight = query.new_empty(0, dtype=torch.float32)
     elif group:
-        queries, weight = _columns(q, 1, batch, group)[0], _column_weight(table[:, 2], 1, logits, online)
+        queries, weight = _columns(q, 1, batch, group)[0], _column_weight(table[:, 1], 1, logits, online)
     else:
         queries = q
     return *_means(table), attraction, share, queries, weight
@@ -317,11 +315,12 @@ def _finish(
     views: int,
     online: bool,
     metrics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> table [rows, 3 or 5], weight [padded rows], attraction [rows, D] (empty unless `attracted` is given)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> table [rows, 2 or 4], share [rows], weight [padded rows], attraction [rows, D] (empty without `attracted`)."""
     rows, width = x.shape
     attract = attracted is not None and attracted.numel() > 0
-    table = x.new_empty((rows, 5 if metrics else 3), dtype=torch.float32)
+    table = x.new_empty((rows, 4 if metrics else 2), dtype=torch.float32)
+    share = x.new_empty(rows, dtype=torch.float32)
     weight = x.new_empty(len(z), dtype=torch.float32)
     attraction = x.new_empty((rows, width) if attract else (0,), dtype=torch.float32)
     partner = partner or (x, factor, z)
@@ -335,6 +334,7 @@ def _finish(
         z,
         *partner,
         table,
+        share,
         weight,
         attraction,
         partial.shape[0],
@@ -355,7 +355,7 @@ def _finish(
         ROWS=per_program,
         num_warps=4,
     )
-    return table, weight, attraction
+    return table, share, weight, attraction
 
 
 def _gradient(
@@ -497,5 +497,4 @@ def _splits(wanted: int, programs: int, tiles: int) -> int:
 
 
 def _means(table: Tensor) -> tuple[Tensor, Tensor]:
-    means = table.mean(0)
-    return means[1].clone(), means[3:].clone()
+    return table[:, 0].mean(), table[:, 2:].mean(0)
