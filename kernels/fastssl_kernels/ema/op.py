@@ -43,13 +43,12 @@ def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: fl
 
 
 def _on_cpu(targets: Sequence[Tensor], onlines: Sequence[Tensor], weight: float) -> None:
-    same = [i for i, (t, o) in enumerate(zip(targets, onlines, strict=True)) if t.dtype == o.dtype]
-    if same:
-        torch._foreach_lerp_([targets[i] for i in same], [onlines[i] for i in same], weight)
+    if [t.dtype for t in targets] == [o.dtype for o in onlines]:
+        torch._foreach_lerp_(targets, onlines, weight)
+        return
     for t, o in zip(targets, onlines, strict=True):
-        if t.dtype != o.dtype:
-            wide = torch.float64 if torch.float64 in (t.dtype, o.dtype) else torch.float32
-            t.copy_(torch.lerp(t.to(wide), o.to(wide), weight))
+        wide = torch.float64 if torch.float64 in (t.dtype, o.dtype) else torch.float32
+        t.copy_(torch.lerp(t.to(wide), o.to(wide), weight))
 
 
 def _check(targets: Sequence[Tensor], onlines: Sequence[Tensor], momentum: float | Tensor) -> None:
@@ -60,11 +59,12 @@ def _check(targets: Sequence[Tensor], onlines: Sequence[Tensor], momentum: float
             raise ValueError(f"momentum must be a number or a zero-dimensional tensor, got {tuple(momentum.shape)}")
     elif not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+    device = targets[0].device if targets else None
     for i, (t, o) in enumerate(zip(targets, onlines, strict=True)):
         if t.shape != o.shape:
             raise ValueError(f"target[{i}] and online[{i}] differ in shape: {tuple(t.shape)} and {tuple(o.shape)}")
-        if t.device != o.device or t.device != targets[0].device:
-            raise ValueError(f"all tensors must be on {targets[0].device}, got {t.device} and {o.device} at index {i}")
+        if t.device != device or o.device != device:
+            raise ValueError(f"all tensors must be on {device}, got {t.device} and {o.device} at index {i}")
         if t.dtype not in DTYPES or o.dtype not in DTYPES:
             raise TypeError(
                 f"target[{i}] and online[{i}] must be of floating dtype, 16 bits or more, got {t.dtype} and {o.dtype}"
