@@ -1,10 +1,14 @@
-"""Times several implementations of one thing in turn, so that a busy moment of the machine falls on all of them."""
+"""Times several implementations of one thing in turn, so that a busy moment of the machine falls on all of them.
+
+The order changes from round to round: whoever comes second may find shared data in the cache.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -20,8 +24,9 @@ def interleaved(
 ) -> Samples:
     """Seconds of every call: `rounds` rounds of one call each, after `warmup` rounds that do not count."""
     samples: Samples = {name: [] for name in subjects}
+    generator = random.Random(0)
     for i in range(warmup + rounds):
-        for name, call in subjects.items():
+        for name, call in generator.sample(sorted(subjects.items()), len(subjects)):
             seconds = _seconds(call, device)
             if i >= warmup:
                 samples[name].append(seconds)

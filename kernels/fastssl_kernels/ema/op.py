@@ -42,7 +42,7 @@ def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: fl
         ema_launch(targets, onlines, momentum)
 
 
-def _on_cpu(targets: Sequence[Tensor], onlines: Sequence[Tensor], weight: float) -> None:
+def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float) -> None:
     if [t.dtype for t in targets] == [o.dtype for o in onlines]:
         torch._foreach_lerp_(targets, onlines, weight)
         return
