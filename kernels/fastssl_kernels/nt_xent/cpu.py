@@ -35,7 +35,7 @@ def nt_xent_forward(
         sums = rectangle_sums(z, columns, logits, metrics=metrics, exclude=exclude, attraction=False)
     else:
         sums = triangle_sums(z, batch, logits, metrics)
-    positives = _view_products(z, views) / logits.temperature - logits.shift
+    positives = _view_products(z, views) / logits.temperature
     rounded = _view_products(_rounded(z, logits), views) if metrics else None
     own = _row_table(sums, positives, logits, rounded)
     table = gather_rows(own, views, group)
@@ -68,7 +68,7 @@ def nt_xent_backward(
         if views == 2:
             weight = -(share + share.roll(-1, 0))
         else:
-            positive = (by_view * other).sum(2) / logits.temperature - logits.shift
+            positive = (by_view * other).sum(2) / logits.temperature
             weight = (positive - own).exp_() + (positive - own.roll(-step, 0)).exp_() - 2.0 / (views - 1)
         total.view_as(by_view).addcmul_(weight[..., None], other)
     scale = grad / (len(x) * logits.temperature)
@@ -94,7 +94,7 @@ def info_nce_forward(
     exclude = None if queue is not None else _diagonals(1, len(q), group)
     columns = queue if queue is not None else gather_rows(k.to(logits.products) if group else k, 1, group)
     sums = rectangle_sums(q, columns, logits, metrics=metrics, exclude=exclude, attraction=query_gradient)
-    positive = ((q * k).sum(1) / logits.temperature - logits.shift)[None]
+    positive = (q * k).sum(1)[None] / logits.temperature
     rounded = (_rounded(q, logits) * _rounded(k, logits)).sum(1)[None] if metrics else None
     table = _row_table(sums, positive, logits, rounded)
     share = table[:, 0].clone()
@@ -163,7 +163,7 @@ def _row_table(sums: Sums, positives: Tensor, logits: Logits, rounded: Tensor | 
     lse, share = torch.logaddexp(sums.log_sum, positive), margin.sigmoid()
     columns = [share, F.softplus(margin) + (positive - positives.mean(0)), lse]
     if sums.largest is not None and sums.weighted is not None and rounded is not None:
-        best = rounded.amax(0) / logits.temperature - logits.shift
+        best = rounded.amax(0) / logits.temperature
         expected = sums.weighted * share + ((positives - lse).exp() * positives).sum(0)
         columns += [(best > sums.largest + TIE / logits.temperature).float(), lse - expected]
     return torch.stack(columns, 1)

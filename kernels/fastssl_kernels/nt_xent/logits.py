@@ -1,8 +1,8 @@
 """How products of rows become logits, on every back end.
 
-l_ij = s_ij / τ − shift. Unit rows bound the cosine, so with shift = 1/τ no exponent is positive and no maximum has to
-be tracked; in fp32 the smallest term exp(−2/τ) stays normal down to τ = 0.023. Below that, and for rows of any length,
-shift = 0 and sums are kept relative to a running maximum ("online").
+Unit rows bound the cosine: with l_ij = (s_ij − 1) / τ no exponent is positive, and in fp32 the smallest term exp(−2/τ)
+stays normal down to τ = 0.023, so that no maximum has to be tracked. Below that, and for rows of any length, sums are
+kept relative to a running maximum ("online").
 """
 
 from __future__ import annotations
@@ -40,7 +40,3 @@ class Logits:
     def online_with_attraction(self) -> bool:
         """fp16 products also need exponentials near 1, as they become operands."""
         return self.online or self.products == torch.float16
-
-    @property
-    def shift(self) -> float:
-        return 1.0 / self.temperature if self.known_maximum else 0.0

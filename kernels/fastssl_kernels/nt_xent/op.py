@@ -112,8 +112,8 @@ def info_nce(
 
     query, key: [B, D] of any floating dtype; key i is the positive of query i. Either may be detached.
     queue: [K, D] negatives without gradient, already unit length if `normalize`; the only negatives if given (MoCo),
-        and K = 0 leaves none. Without a queue the other keys, of all ranks in `group`, are the negatives (MoCo-v3,
-        NNCLR, CLIP's one direction).
+        and K = 0 leaves none. Kept in bf16 it needs no conversion under bf16 autocast. Without a queue the other keys,
+        of all ranks in `group`, are the negatives (MoCo-v3, NNCLR, CLIP's one direction).
     temperature, group, normalize, return_metrics: as in `nt_xent`.
 
     Returns the fp32 scalar mean over all queries of all ranks, with the same gradient convention as `nt_xent`.

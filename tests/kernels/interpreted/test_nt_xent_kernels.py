@@ -13,6 +13,8 @@ from fastssl_kernels.nt_xent.tiles import Tile, padded_rows
 from proof.interpreter import checked, same_in_any_order
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# Padding rows take logarithms of nothing.
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value encountered in divide")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TOLERANCE = {F32: 1e-5, BF16: 5e-3, F16: 2e-3}
 SMALL = {
@@ -59,11 +61,11 @@ CASES = [
     (130, 20, 2, 0.1, F32, F32, True, True, 0.1),
     (128, 16, 3, 0.2, F32, F32, False, True, None),
     (70, 16, 4, 0.2, F32, F32, False, True, None),
-    (64, 16, 5, 0.2, F32, F32, True, True, None),
-    (60, 100, 2, 0.1, F32, F32, False, True, None),
-    (60, 100, 3, 0.1, F32, F32, True, True, None),
+    (64, 16, 5, 0.2, F32, F32, False, True, None),
+    (40, 100, 2, 0.1, F32, F32, False, True, None),
+    (30, 70, 3, 0.1, F32, F32, True, True, None),
     (70, 16, 2, 0.005, F32, F32, False, True, None),
-    (70, 16, 3, 0.005, F32, F32, True, True, None),
+    (30, 16, 3, 0.005, F32, F32, True, True, None),
     (70, 33, 2, 0.7, F32, F32, True, False, None),
     (127, 32, 2, 0.5, BF16, BF16, False, True, 0.03),
     (127, 32, 2, 0.1, BF16, BF16, True, True, None),
@@ -199,6 +201,18 @@ def test_large_batches_run_in_several_launches(monkeypatch):
     with checked() as work:
         _, _, gradient = nt_xent_on_kernels(z, Logits(0.2, True, F32), 2)
     assert work.launches > 5
+    assert relative(gradient, exact.grad) <= 1e-5
+
+
+@pytest.mark.parametrize("views", [2, 3, 4])
+def test_one_tile_a_view(views, monkeypatch):
+    """The largest tile and the smallest batch: no tile is free of excluded logits."""
+    monkeypatch.setitem(SMALL, "triangle", Tile(128, 128, 32, 4, 2))
+    z = views_of(9, 16, views)
+    exact = z.double().requires_grad_()
+    (2 * nt_xent_reference(exact, temperature=0.2, views=views)).backward()
+    with checked():
+        _, _, gradient = nt_xent_on_kernels(z, Logits(0.2, True, F32), views)
     assert relative(gradient, exact.grad) <= 1e-5
 
 
