@@ -11,11 +11,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from .conv import Conv2d
+
 Stem = Literal["imagenet", "cifar", "cifar-s2"]
-
-
-def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -23,9 +21,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv(channels_in, channels, 3, stride)
+        self.conv1 = Conv2d(channels_in, channels, 3, stride)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv(channels, channels, 3)
+        self.conv2 = Conv2d(channels, channels, 3)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(channels_in, channels, stride)
@@ -45,11 +43,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv(channels_in, channels, 1)
+        self.conv1 = Conv2d(channels_in, channels, 1)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv(channels, channels, 3, stride)
+        self.conv2 = Conv2d(channels, channels, 3, stride)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = _conv(channels, channels * self.expansion, 1)
+        self.conv3 = Conv2d(channels, channels * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(channels_in, channels * self.expansion, stride)
@@ -68,7 +66,7 @@ class Bottleneck(nn.Module):
 def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and channels_in == channels_out:
         return None
-    return nn.Sequential(_conv(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
+    return nn.Sequential(Conv2d(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
 
 
 class ResNet(nn.Module):
@@ -96,7 +94,7 @@ class ResNet(nn.Module):
         super().__init__()
         base = max(8, round(64 * width))
         kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "cifar-s2": (3, 2)}[stem]
-        self.conv1 = _conv(3, base, kernel, stride)
+        self.conv1 = Conv2d(3, base, kernel, stride)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
