@@ -6,7 +6,7 @@ installed, because that name belongs to another package.
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 # Triton's interpreter and compiler interfaces change between minor releases; these are the ones tested.
 CORE = ["torch>=2.12", "numpy>=1.26", "triton>=3.7,<3.10; platform_system == 'Linux'"]
@@ -26,6 +26,18 @@ TRAIN = [
 TEST = ["pytest>=8.0", "ruff>=0.12", "mypy>=1.11", "types-PyYAML"]
 PEERS = ["lightly==1.6.0", "timm>=1.0"]
 
+# Same bits on every machine: no contraction. The instruction set is chosen at run time, so -march has no place here.
+RENDERER = Extension(
+    "fastssl.data.native._render",
+    sources=["fastssl/data/native/render.c"],
+    extra_compile_args=[
+        "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only",
+        "-fno-signed-zeros",
+    ],
+    libraries=["m"],
+    optional=True,
+)  # fmt: skip
+
 setup(
     name="fastssl-vision",
     version="0.1.0",
@@ -40,6 +52,7 @@ setup(
     ],
     package_dir={"fastssl_kernels": "kernels/fastssl_kernels"},
     package_data={"fastssl": ["py.typed"], "fastssl_kernels": ["py.typed"]},
+    ext_modules=[RENDERER],
     install_requires=CORE,
     extras_require={"train": TRAIN, "test": TEST, "peers": PEERS},
     entry_points={"console_scripts": ["fastssl = fastssl.cli:main"]},

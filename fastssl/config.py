@@ -53,8 +53,12 @@ class LoaderConfig:
 
     decoder: Literal["auto", "dali", "torchvision"] = "auto"
     """JPEG decoder; auto takes DALI where it is installed."""
+    renderer: Literal["auto", "native", "torch"] = "auto"
+    """Who draws the views; auto takes the compiled renderer for the CPU, torch elsewhere."""
     threads: int = 2
-    """Decoding threads."""
+    """Threads that read, decode and render."""
+    prefetch: int | None = None
+    """Batches made ahead of the step; by default 2 for a GPU and 0 for the CPU, where both want the same cores."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of the images seen cannot be read."""
 
@@ -157,6 +161,7 @@ def _validate_numbers(config: Config) -> None:
         ("train.checkpoint-steps", config.train.checkpoint_steps, 1),
         ("train.seed", config.train.seed, 0),
         ("loader.threads", config.loader.threads, 1),
+        ("loader.prefetch", config.loader.prefetch, 0),
         ("loader.max-bad-fraction", config.loader.max_bad_fraction, 0),
         ("monitor.log-steps", config.monitor.log_steps, 1),
         ("monitor.knn-epochs", config.monitor.knn_epochs, 0),

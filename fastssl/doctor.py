@@ -129,6 +129,7 @@ def _devices(record: dict[str, Any]) -> Iterator[Row]:
 def _back_ends(record: dict[str, Any]) -> Iterator[Row]:
     gpu = bool(record["gpus"])
     yield _decoder(record["packages"]["dali"], gpu)
+    yield _renderer(gpu)
     triton = record["packages"]["triton"]
     if gpu and triton:
         yield Row("back ends", "kernels", f"Triton {triton} on the GPU")
@@ -166,6 +167,15 @@ def _decoder(dali: str | None, gpu: bool) -> Row:
         advice = f"Repair DALI, or train with --loader.decoder torchvision. It said: {problem}"
         return Row("back ends", "decoder", f"DALI {dali} is installed but does not decode", status, advice)
     return Row("back ends", "decoder", f"DALI {dali} on the {'GPU' if gpu else 'CPU'} (decoded a test image)")
+
+
+def _renderer(gpu: bool) -> Row:
+    from .data import native
+
+    if native.available():
+        return Row("back ends", "renderer", "native on the CPU")
+    advice = "Install fastssl again where a C compiler is found: views on the CPU then take a fifth of the time."
+    return Row("back ends", "renderer", "torch operations", "note" if gpu else "warn", "" if gpu else advice)
 
 
 def dali_problem(device: Literal["cpu", "mixed"]) -> str | None:

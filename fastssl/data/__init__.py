@@ -3,6 +3,7 @@
 from .builtin import ensure_builtin
 from .evaluation import evaluation_batches
 from .loader import Batch, ViewLoader
+from .reader import RendererKind, resolve_renderer
 from .sources import (
     ArraySource,
     FlatFolder,
@@ -23,6 +24,7 @@ __all__ = [
     "FlatFolder",
     "ImageFolder",
     "ObjectSource",
+    "RendererKind",
     "Source",
     "TarImages",
     "ViewLoader",
@@ -32,4 +34,5 @@ __all__ = [
     "evaluation_batches",
     "open_source",
     "open_splits",
+    "resolve_renderer",
 ]

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .decode import DecoderKind
 from .params import center_params
 from .quarantine import Quarantine
-from .reader import Reader, image_sizes
+from .reader import Reader, RendererKind, image_sizes
 from .sources import Source
 from .views import CenterCrop, ViewSpec
 
@@ -30,11 +30,12 @@ def evaluation_batches(
     limit: int | None = None,
     quarantine: Path | None = None,
     max_bad_fraction: float = 0.01,
+    renderer: RendererKind = "auto",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
     """The center views of a source, in its order; unreadable images are left out (and recorded).
 
     Args:
-        source, decoder, threads, device, quarantine, max_bad_fraction: as for `ViewLoader`.
+        source, decoder, threads, device, quarantine, max_bad_fraction, renderer: as for `ViewLoader`.
         crop: the view.
         mean, std: normalisation.
         batch_size: images a batch; the last batch may be smaller.
@@ -59,6 +60,7 @@ def evaluation_batches(
         decoder,
         threads,
         torch.device(device),
+        renderer,
     )
     try:
         for start in range(0, len(ids), batch_size):

@@ -18,7 +18,7 @@ from .decode import DecoderKind
 from .order import batch_ids, steps_per_epoch
 from .params import ViewParams, sample_params
 from .quarantine import Quarantine
-from .reader import Reader, image_sizes
+from .reader import Reader, RendererKind, image_sizes
 from .sources import Source
 from .views import Augmentation, Views, ViewSpec
 
@@ -75,6 +75,7 @@ class ViewLoader:
         quarantine: JSON file for the names of unreadable images, or None; rank r > 0 adds `.rank<r>` to its stem.
         max_bad_fraction: share of unreadable images at which an epoch stops (a handful is always allowed).
         prefetch: batches made ahead by a background thread; 0 makes each when it is asked for.
+        renderer: "auto" (native for views on the CPU, where it was built), "native" or "torch".
 
     Raises:
         UserError: sizes that do not fit together, or a view that cannot be drawn.
@@ -95,6 +96,7 @@ class ViewLoader:
         quarantine: Path | None = None,
         max_bad_fraction: float = 0.01,
         prefetch: int = 2,
+        renderer: RendererKind = "auto",
     ) -> None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, got {threads}")
@@ -115,7 +117,7 @@ class ViewLoader:
         if quarantine is not None and rank > 0:
             quarantine = quarantine.with_name(f"{quarantine.stem}.rank{rank}{quarantine.suffix}")
         self.quarantine = Quarantine(len(source), max_bad_fraction=max_bad_fraction, path=quarantine)
-        self._reader = Reader(source, self.quarantine, decoder, threads, torch.device(device))
+        self._reader = Reader(source, self.quarantine, decoder, threads, torch.device(device), renderer)
         self._producer: _Producer | None = None
 
     # ------------------------------------------------------------------------------------------------- one batch

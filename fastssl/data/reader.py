@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import UserError
+from . import native
 from .decode import DecoderKind, make_decoder
 from .params import ViewParams
 from .quarantine import Quarantine
@@ -13,6 +17,24 @@ from .render import render
 from .sources import ArraySource, Source
 from .views import ViewSpec
 from .workers import worker_pool
+
+RendererKind = Literal["auto", "native", "torch"]
+
+
+def resolve_renderer(kind: RendererKind, device: torch.device) -> Literal["native", "torch"]:
+    """auto: native for views on the CPU, where it was built.
+
+    Raises:
+        UserError: a native renderer that is not there, or is asked for on a GPU.
+    """
+    if kind == "native" and device.type != "cpu":
+        raise UserError(f"--loader.renderer native makes views on the CPU, not on {device.type}: use auto or torch")
+    if kind == "native" and not native.available():
+        raise UserError(
+            "--loader.renderer native was not built with this installation: install fastssl again where a C compiler "
+            "is found, or use --loader.renderer torch"
+        )
+    return "native" if kind != "torch" and device.type == "cpu" and native.available() else "torch"
 
 
 def image_sizes(images: torch.Tensor | list[torch.Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -27,8 +49,15 @@ class Reader:
     """Reads and decodes samples by id, and notes the unreadable ones."""
 
     def __init__(
-        self, source: Source, quarantine: Quarantine, decoder: DecoderKind, threads: int, device: torch.device
+        self,
+        source: Source,
+        quarantine: Quarantine,
+        decoder: DecoderKind,
+        threads: int,
+        device: torch.device,
+        renderer: RendererKind = "auto",
     ) -> None:
+        self.renderer = resolve_renderer(renderer, device)
         self.source, self.quarantine, self.device = source, quarantine, device
         self.threads = threads
         self.pool = worker_pool(threads, "fastssl-data")
@@ -82,7 +111,9 @@ class Reader:
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> torch.Tensor:
-        """`render`, with the views shared among the threads where they are on the CPU."""
+        """The views, shared among the threads where they are on the CPU."""
+        if self.renderer == "native":
+            return native.render(images, params, spec, mean, std, pool=self.pool, threads=self.threads)
         n, count, size = len(images), len(params), spec.size
         if self.device.type != "cpu" or count < 2 or self.threads < 2:
             return render(images, params, spec, mean, std)

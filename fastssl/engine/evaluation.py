@@ -92,6 +92,7 @@ class Evaluator:
             batch_size=512 if crop.size <= 64 else 64,
             decoder=config.loader.decoder,
             threads=config.loader.threads,
+            renderer=config.loader.renderer,
         )
 
 

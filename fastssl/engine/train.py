@@ -15,7 +15,7 @@ import torch
 
 from .. import config as configuration
 from ..config import Config
-from ..data import Batch, Source, ViewLoader
+from ..data import Batch, Source, ViewLoader, resolve_renderer
 from ..errors import UserError
 from ..methods import Method, StepState
 from ..methods.build import build_method
@@ -86,6 +86,7 @@ class _Run:
         self.device = resolve_device(config.train.device)
         self.precision = resolve_precision(config.train.precision, self.device)
         threads = set_threads(config.train)
+        self.renderer = resolve_renderer(config.loader.renderer, self.device)
         self.train_source, self.val_source = rundir.open_data(config, source)
         self.steps_per_epoch = len(self.train_source) // config.train.batch_size
         if not self.steps_per_epoch:
@@ -99,7 +100,8 @@ class _Run:
         self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.results: dict[str, Any] = {}
         if new:
-            self.run_dir = rundir.claim(config, {"threads": threads, "precision": self.precision, **environment()})
+            chosen = {"threads": threads, "precision": self.precision, "renderer": self.renderer}
+            self.run_dir = rundir.claim(config, {**chosen, **environment()})
         else:
             self.run_dir = Path(config.run_dir or "")
         if state is not None:
@@ -119,6 +121,11 @@ class _Run:
         self.signal = 0
         self.saved_step = self.step if state is not None else -1
         self.checkpoint_due = time.monotonic() + 60 * config.train.checkpoint_minutes
+
+    def _prefetch(self) -> int:
+        if self.config.loader.prefetch is None:
+            return 0 if self.device.type == "cpu" else 2
+        return self.config.loader.prefetch
 
     def _build_method(self) -> Method:
         with torch.random.fork_rng(devices=[]):
@@ -174,7 +181,9 @@ class _Run:
             batch_size=config.train.batch_size,
             seed=config.train.seed,
             decoder=config.loader.decoder,
+            renderer=self.renderer,
             threads=config.loader.threads,
+            prefetch=self._prefetch(),
             device=str(self.device),
             quarantine=self.run_dir / "quarantine.json",
             max_bad_fraction=config.loader.max_bad_fraction,

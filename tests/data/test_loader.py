@@ -69,7 +69,7 @@ def all_same(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
 def test_batch_is_the_composition_of_its_parts(mixed_folder, recipe):
     """Order, decode, parameters and rendering done by hand, one sample and one view at a time."""
     source = open_source(mixed_folder)
-    loader = make(source, recipe)
+    loader = make(source, recipe, renderer="torch")
     batches = list(loader.epoch(3))
     loader.close()
     assert len(batches) == loader.steps_per_epoch == 3
@@ -409,7 +409,7 @@ def test_evaluation_is_the_center_view_in_order(mixed_folder, threads):
     source = open_source(mixed_folder)
     crop = CenterCrop(size=24)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    batches = list(evaluation_batches(source, crop, mean, std, batch_size=7, threads=threads))
+    batches = list(evaluation_batches(source, crop, mean, std, batch_size=7, threads=threads, renderer="torch"))
     assert [len(ids) for _, _, ids in batches] == [7, 7, 7, 3]
     images, labels, ids = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert ids.tolist() == list(range(24))

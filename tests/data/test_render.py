@@ -1,4 +1,4 @@
-"""The renderer against torchvision and PIL, and the independence of a view's bits from its company.
+"""Both renderers against torchvision and PIL, and the independence of a view's bits from its company.
 
 Tolerances: colour 1/255 (in fact float32 rounding, 2e-6, where torchvision computes in float32 too); geometry 3/255
 against PIL, which rounds to 8 bits after each axis; 1e-5 against torchvision's float resampling.
@@ -7,6 +7,7 @@ against PIL, which rounds to 8 bits after each axis; 1e-5 against torchvision's 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import fields, replace
 from itertools import permutations
 
@@ -16,6 +17,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as TF
 
+from fastssl.data import native
 from fastssl.data.blur import blur_taps
 from fastssl.data.color import GRAY
 from fastssl.data.params import ViewParams, center_params, sample_params
@@ -24,6 +26,15 @@ from fastssl.data.resize import resize_matrices
 from fastssl.data.views import CenterCrop, ViewSpec
 
 FLOAT = 1e-5
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def _renderer(request, monkeypatch):
+    """Every law here holds for both."""
+    if request.param == "native":
+        if not native.available():
+            pytest.skip("the native renderer was not built: no C compiler was found")
+        monkeypatch.setattr(sys.modules[__name__], "render", native.render)
 
 
 def photo(height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -1,0 +1,354 @@
+/* The native renderer: every view in one call, the mathematics of `render.py`, without Python and without torch.
+ *
+ * A view is made whole by one thread, in the same operations and the same order on every machine: no contraction, sums
+ * in sixteen fixed lanes. So its bits depend neither on its batch, nor on the number of threads, nor on the
+ * instruction set, which is chosen when the library is loaded.
+ *
+ * Resampling is separable. Rows first: interleaved bytes, contiguous. Then sixteen finished rows are transposed, so
+ * that the columns' weights are scalars and sixteen rows are one vector: nothing is gathered.
+ */
+#include <math.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+#define EVERY_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define EVERY_MACHINE
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16 };
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+/* One group of views; `native.py` fills it in. N images, M views. */
+typedef struct {
+    const uint8_t *const *pixels; /* [N] rows of interleaved RGB, contiguous */
+    const int32_t *widths;        /* [N] */
+    const int64_t *shown;         /* [M] */
+    const float *box;             /* [M, 4] y0, x0, height, width: whole numbers inside the image */
+    const uint8_t *flip, *jitter; /* [M] */
+    const float *factors;         /* [M, 4] brightness, contrast, saturation, hue */
+    const int8_t *order;          /* [M, 4] */
+    const uint8_t *gray;          /* [M] */
+    const float *sigma;           /* [M] 0 for no blur */
+    const uint8_t *solarize, *invert;
+    float *out;                   /* [M, 3, S, S] */
+    int32_t count, size, bicubic, pil_blur, additive_brightness, blur_taps;
+    int32_t longest_height, longest_width; /* of any box */
+    int32_t enabled[4];           /* which colour operations the recipe has */
+    float mean[3], std[3];
+    atomic_int next;              /* views that threads have taken */
+} Job;
+
+typedef struct {
+    float *rows;    /* [LANES, 3 w] resized along y */
+    float *columns; /* [3 w, LANES] the same, transposed */
+    float *across, *down; /* [S, taps] weights */
+    int32_t *across_first, *across_count, *down_first, *down_count;
+    float *plane, *line; /* for the blur: [S, pitch], [S + taps] */
+    int32_t pitch;       /* S, rounded up to whole lanes */
+    int32_t across_taps, down_taps;
+    void *memory;
+} Scratch;
+
+INLINE float at_least(float x, float low) { return x > low ? x : low; }
+INLINE float clip(float x) { x = x > 0.0f ? x : 0.0f; return x < 1.0f ? x : 1.0f; }
+
+/* ------------------------------------------------------------------------------------------------------- resize */
+
+INLINE float filter(float x, int bicubic) {
+    if (!bicubic) return at_least(1.0f - x, 0.0f);
+    if (x < 1.0f) return (1.5f * x - 2.5f) * x * x + 1.0f;
+    if (x < 2.0f) return ((2.5f - 0.5f * x) * x - 4.0f) * x + 2.0f;
+    return 0.0f;
+}
+
+static int taps_for(int length, int size, int bicubic) {
+    float scale = (float)length / (float)size;
+    return (int)ceilf(2.0f * (bicubic ? 2.0f : 1.0f) * at_least(scale, 1.0f)) + 2;
+}
+
+/* Antialiased weights from `length` pixels to `size`, PIL's and torchvision's. */
+INLINE void weigh(float *weight, int32_t *first, int32_t *count, int taps, int length, int size, int bicubic, int flip) {
+    const float scale = (float)length / (float)size, wide = at_least(scale, 1.0f);
+    const float reach = (bicubic ? 2.0f : 1.0f) * wide;
+    for (int i = 0; i < size; i++) {
+        const int row = flip ? size - 1 - i : i;
+        const float center = ((float)i + 0.5f) * scale;
+        const float begin = at_least(floorf(center - reach + 0.5f), 0.0f);
+        const float stop = floorf(center + reach + 0.5f);
+        const int n = (int)((stop < (float)length ? stop : (float)length) - begin);
+        float *w = weight + (size_t)row * taps, total = 0.0f;
+        for (int t = 0; t < n; t++) {
+            w[t] = filter(fabsf((begin + (float)t - (center - 0.5f)) / wide), bicubic);
+            total += w[t];
+        }
+        for (int t = 0; t < n; t++) w[t] /= total;
+        first[row] = (int32_t)begin;
+        count[row] = n;
+    }
+}
+
+/* One output row: Σ weight · source row, over 3 w interleaved bytes. */
+INLINE void blend_rows(float *restrict out, const uint8_t *restrict source, size_t stride, const float *weight, int n,
+                       int width) {
+    const uint8_t *restrict a = source;
+    for (int k = 0; k < width; k++) out[k] = weight[0] * (float)a[k];
+    int t = 1;
+    for (; t + 1 < n; t += 2) {
+        const uint8_t *restrict b = source + (size_t)t * stride, *restrict c = b + stride;
+        const float wb = weight[t], wc = weight[t + 1];
+        for (int k = 0; k < width; k++) out[k] = (out[k] + wb * (float)b[k]) + wc * (float)c[k];
+    }
+    if (t < n) {
+        const uint8_t *restrict b = source + (size_t)t * stride;
+        const float wb = weight[t];
+        for (int k = 0; k < width; k++) out[k] += wb * (float)b[k];
+    }
+}
+
+INLINE void resize(const Job *job, Scratch *s, int view, float *out) {
+    const int size = job->size;
+    const float *box = job->box + 4 * (size_t)view;
+    const int y0 = (int)box[0], x0 = (int)box[1], h = (int)box[2], w = (int)box[3], wide = 3 * w;
+    const int64_t image = job->shown[view];
+    const size_t stride = 3 * (size_t)job->widths[image];
+    const uint8_t *source = job->pixels[image] + (size_t)y0 * stride + 3 * (size_t)x0;
+    const size_t area = (size_t)size * size;
+    weigh(s->down, s->down_first, s->down_count, s->down_taps, h, size, job->bicubic, 0);
+    weigh(s->across, s->across_first, s->across_count, s->across_taps, w, size, job->bicubic, job->flip[view]);
+    for (int top = 0; top < size; top += LANES) {
+        const int block = size - top < LANES ? size - top : LANES;
+        for (int l = 0; l < block; l++)
+            blend_rows(s->rows + (size_t)l * wide, source + (size_t)s->down_first[top + l] * stride, stride,
+                       s->down + (size_t)(top + l) * s->down_taps, s->down_count[top + l], wide);
+        for (int k = 0; k < wide; k++)
+            for (int l = 0; l < LANES; l++) s->columns[(size_t)k * LANES + l] = s->rows[(size_t)l * wide + k];
+        for (int i = 0; i < size; i++) {
+            const float *weight = s->across + (size_t)i * s->across_taps;
+            const lanes *column = (const lanes *)s->columns + 3 * (size_t)s->across_first[i];
+            lanes red = {0}, green = {0}, blue = {0};
+            for (int t = 0; t < s->across_count[i]; t++, column += 3) {
+                red += column[0] * weight[t];
+                green += column[1] * weight[t];
+                blue += column[2] * weight[t];
+            }
+            float *pixel = out + (size_t)top * size + i;
+            for (int l = 0; l < block; l++, pixel += size) {
+                pixel[0] = clip(red[l] * (1.0f / 255.0f));
+                pixel[area] = clip(green[l] * (1.0f / 255.0f));
+                pixel[2 * area] = clip(blue[l] * (1.0f / 255.0f));
+            }
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------- colour */
+
+#define PLANES float *restrict r = x, *restrict g = x + area, *restrict b = x + 2 * area
+INLINE float level(float r, float g, float b) { return (r * 0.2989f + g * 0.587f) + b * 0.114f; }
+
+INLINE float mean_of(const float *x, int area) {
+    double total = 0.0;
+    for (int begin = 0; begin < area; begin += 4096) {
+        const int stop = begin + 4096 < area ? begin + 4096 : area;
+        lanes sum = {0};
+        int p = begin;
+        for (; p + LANES <= stop; p += LANES) sum += *(const lanes *)(x + p);
+        for (; p < stop; p++) total += x[p];
+        for (int l = 0; l < LANES; l++) total += sum[l];
+    }
+    return (float)(total / area);
+}
+
+INLINE void brightness(float *restrict x, int area, float amount, int additive) {
+    if (additive)
+        for (int p = 0; p < 3 * area; p++) x[p] = clip(x[p] + amount);
+    else
+        for (int p = 0; p < 3 * area; p++) x[p] = clip(x[p] * amount);
+}
+
+INLINE void contrast(float *restrict x, int area, float amount) {
+    const float pivot = level(mean_of(x, area), mean_of(x + area, area), mean_of(x + 2 * area, area));
+    const float offset = pivot * (1.0f - amount);
+    for (int p = 0; p < 3 * area; p++) x[p] = clip(x[p] * amount + offset);
+}
+
+INLINE void saturation(float *restrict x, int area, float amount) {
+    PLANES;
+    for (int p = 0; p < area; p++) {
+        const float gray = level(r[p], g[p], b[p]) * (1.0f - amount);
+        r[p] = clip(r[p] * amount + gray);
+        g[p] = clip(g[p] * amount + gray);
+        b[p] = clip(b[p] * amount + gray);
+    }
+}
+
+/* A turn of the HSV wheel that keeps value and chroma; see `color.py`. */
+INLINE void hue(float *restrict x, int area, float amount) {
+    PLANES;
+    const float turn = amount * 6.0f;
+    for (int p = 0; p < area; p++) {
+        const float red = r[p], green = g[p], blue = b[p];
+        float high = red > green ? red : green, low = red < green ? red : green;
+        high = high > blue ? high : blue;
+        low = low < blue ? low : blue;
+        const float chroma = high - low, scale = 1.0f / at_least(chroma, 1e-20f);
+        const float if_red = (green - blue) * scale, if_green = (blue - red) * scale + 2.0f;
+        const float if_blue = (red - green) * scale + 4.0f;
+        float h = high == green ? if_green : if_blue;
+        h = (high == red ? if_red : h) + turn;
+        h -= floorf(h * (1.0f / 6.0f)) * 6.0f;
+        r[p] = high - chroma * clip(2.0f - fabsf(h - 3.0f));
+        g[p] = low + chroma * clip(2.0f - fabsf(h - 2.0f));
+        b[p] = low + chroma * clip(2.0f - fabsf(h - 4.0f));
+    }
+}
+
+INLINE void color(const Job *job, int view, float *x, int area) {
+    if (!job->jitter[view]) return;
+    const float *factor = job->factors + 4 * (size_t)view;
+    for (int k = 0; k < 4; k++) {
+        const int operation = job->order[4 * (size_t)view + k];
+        if (!job->enabled[operation]) continue;
+        switch (operation) {
+        case 0: brightness(x, area, factor[0], job->additive_brightness); break;
+        case 1: contrast(x, area, factor[1]); break;
+        case 2: saturation(x, area, factor[2]); break;
+        default: hue(x, area, factor[3]);
+        }
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------------- blur */
+
+INLINE int reflect(int i, int size) { i = abs(i); return i < size ? i : 2 * (size - 1) - i; }
+INLINE int repeat(int i, int size) { i = i > 0 ? i : 0; return i < size ? i : size - 1; }
+
+/* One plane, both axes; borders reflected (a Gaussian) or repeated (PIL's boxes). */
+INLINE void convolve(float *restrict x, Scratch *s, int size, const float *kernel, int taps, int reflected) {
+    const int half = taps / 2, pitch = s->pitch;
+    float *restrict line = s->line, *restrict plane = s->plane;
+    for (int i = 0; i < size; i++) {
+        const float *row = x + (size_t)i * size;
+        memcpy(line + half, row, sizeof(float) * (size_t)size);
+        for (int k = 1; k <= half; k++) {
+            line[half - k] = row[reflected ? reflect(-k, size) : 0];
+            line[half + size - 1 + k] = row[reflected ? reflect(size - 1 + k, size) : size - 1];
+        }
+        for (int j = 0; j < size; j += LANES) {
+            lanes sum = {0};
+            for (int t = 0; t < taps; t++) sum += *(const lanes *)(line + j + t) * kernel[t];
+            *(lanes *)(plane + (size_t)i * pitch + j) = sum;
+        }
+    }
+    for (int i = 0; i < size; i++) {
+        for (int j = 0; j < size; j += LANES) {
+            lanes sum = {0};
+            for (int t = 0; t < taps; t++) {
+                const int at = i + t - half, from = reflected ? reflect(at, size) : repeat(at, size);
+                sum += *(const lanes *)(plane + (size_t)from * pitch + j) * kernel[t];
+            }
+            memcpy(x + (size_t)i * size + j, &sum, sizeof(float) * (size_t)(size - j < LANES ? size - j : LANES));
+        }
+    }
+}
+
+enum { MOST_TAPS = 1024 };
+
+INLINE void blur(const Job *job, Scratch *s, float sigma, float *x) {
+    const int size = job->size;
+    float kernel[MOST_TAPS];
+    int taps = job->blur_taps, passes = 1;
+    if (job->pil_blur) { /* three box blurs with fractional edges whose variances add up */
+        const double variance = (double)sigma * sigma / 3.0;
+        const int whole = (int)floor((sqrt(12.0 * variance + 1.0) - 1.0) / 2.0);
+        const double edge = (2 * whole + 1) * ((double)whole * (whole + 1) - 3.0 * variance) /
+                            (6.0 * (variance - (double)(whole + 1) * (whole + 1)));
+        const double inner = 1.0 / (2.0 * (whole + edge) + 1.0);
+        taps = 2 * whole + 3;
+        passes = 3;
+        for (int t = 0; t < taps; t++) kernel[t] = (float)inner;
+        kernel[0] = kernel[taps - 1] = (float)(edge * inner);
+    } else {
+        double total = 0.0;
+        for (int t = 0; t < taps; t++) {
+            const double d = (t - taps / 2) / (double)sigma;
+            total += exp(-0.5 * d * d);
+        }
+        /* Weights that no sum can see would be denormal numbers, which take a hundred times as long. */
+        int half = taps / 2;
+        while (half && exp(-0.5 * (half / (double)sigma) * (half / (double)sigma)) < 1e-12) half--;
+        taps = 2 * half + 1;
+        for (int t = 0; t < taps; t++) {
+            const double d = (t - half) / (double)sigma;
+            kernel[t] = (float)(exp(-0.5 * d * d) / total);
+        }
+    }
+    if (taps < 2) return;
+    for (int c = 0; c < 3; c++)
+        for (int pass = 0; pass < passes; pass++)
+            convolve(x + (size_t)c * size * size, s, size, kernel, taps, !job->pil_blur);
+    for (int p = 0; p < 3 * size * size; p++) x[p] = clip(x[p]);
+}
+
+/* --------------------------------------------------------------------------------------------------------- views */
+
+EVERY_MACHINE
+static void render_view(const Job *job, Scratch *s, int view) {
+    const int area = job->size * job->size;
+    float *restrict x = job->out + 3 * (size_t)area * view;
+    resize(job, s, view, x);
+    color(job, view, x, area);
+    if (job->gray[view]) {
+        PLANES;
+        for (int p = 0; p < area; p++) r[p] = g[p] = b[p] = level(r[p], g[p], b[p]);
+    }
+    if (job->sigma[view] > 0.0f) blur(job, s, job->sigma[view], x);
+    if (job->solarize[view])
+        for (int p = 0; p < 3 * area; p++) x[p] = x[p] < 1.0f - x[p] ? x[p] : 1.0f - x[p];
+    if (job->invert[view])
+        for (int p = 0; p < 3 * area; p++) x[p] = 1.0f - x[p];
+    for (int c = 0; c < 3; c++) {
+        const float mean = job->mean[c], std = job->std[c];
+        float *restrict plane = x + (size_t)c * area;
+        if (mean != 0.0f || std != 1.0f)
+            for (int p = 0; p < area; p++) plane[p] = (plane[p] - mean) / std;
+    }
+}
+
+static int allocate(const Job *job, Scratch *s) {
+    const size_t size = (size_t)job->size, wide = 3 * (size_t)job->longest_width * LANES;
+    s->down_taps = taps_for(job->longest_height, job->size, job->bicubic);
+    s->across_taps = taps_for(job->longest_width, job->size, job->bicubic);
+    s->pitch = (job->size + LANES - 1) / LANES * LANES;
+    const size_t plane = size * (size_t)s->pitch, line = size + MOST_TAPS + LANES;
+    const size_t floats = 2 * wide + size * (size_t)(s->down_taps + s->across_taps) + plane + line;
+    float *at = s->memory = calloc(floats + 4 * size, sizeof(float));
+    if (!at) return 1;
+    s->columns = at, at += wide;
+    s->rows = at, at += wide;
+    s->down = at, at += size * (size_t)s->down_taps;
+    s->across = at, at += size * (size_t)s->across_taps;
+    s->plane = at, at += plane;
+    s->line = at, at += line;
+    int32_t *whole = (int32_t *)at;
+    s->down_first = whole, s->down_count = whole + size;
+    s->across_first = whole + 2 * size, s->across_count = whole + 3 * size;
+    return 0;
+}
+
+/* Render views until none is left; any number of threads may call it with one job. 0, or 1 without memory. */
+int fastssl_render(Job *job) {
+    Scratch scratch;
+    if (allocate(job, &scratch)) return 1;
+    for (int view; (view = atomic_fetch_add(&job->next, 1)) < job->count;) render_view(job, &scratch, view);
+    free(scratch.memory);
+    return 0;
+}
+
+/* So that Python and C cannot disagree about the layout without noticing. */
+int fastssl_job_size(void) { return (int)sizeof(Job); }
