@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .gather import Group
 from .nt_xent import nt_xent
-from .nt_xent.gather import Group
 
 
 class NTXentLoss(nn.Module):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..gather import gather_rows, size_and_rank
 from .blocked import (
     Diagonals,
     Sums,
@@ -18,7 +19,6 @@ from .blocked import (
     triangle_gradient,
     triangle_sums,
 )
-from .gather import gather_rows, size_and_rank
 from .logits import Logits
 from .reference import TIE, unit_rows
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from .gather import gather_rows, size_and_rank
+from ..device import processors, target_of
+from ..gather import gather_rows, size_and_rank
 from .kernel import rectangle_kernel, triangle_kernel, unit_rows_kernel
 from .kernel_finish import finish_kernel
 from .kernel_gradient import gradient_kernel, through_norm_kernel
@@ -167,21 +168,6 @@ def unit_rows(x: Tensor, logits: Logits, segments: int) -> tuple[Tensor, Tensor]
 def unit_rows_per_program(width: int) -> int:
     """Rows of padded `width` that one program of four warps normalises: 32 numbers a thread."""
     return max(1, 4096 // width)
-
-
-def target_of(device: torch.device) -> str:
-    """The column of the tile table for a device."""
-    if device.type != "cuda":
-        return "sm_90"
-    if torch.version.hip:
-        return "gfx942"
-    major, _ = torch.cuda.get_device_capability(device)
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
-
-
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors; the interpreter pretends to have four, so that work is split."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 def _tile(kernel: str, z: Tensor) -> Tile:

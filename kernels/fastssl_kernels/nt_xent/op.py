@@ -12,8 +12,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ..gather import Group, group_name
 from . import operators  # noqa: F401  (registers torch.ops.fastssl.*)
-from .gather import Group, group_name
 from .reference import Metrics
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..gather import size_and_rank
 from . import cpu
-from .gather import size_and_rank
 from .logits import Logits
 from .tiles import padded_rows, padded_width
 
