@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..gather import gather_rows, size_and_rank
+from ..rows import unit_rows
 from .blocked import (
     Diagonals,
     Sums,
@@ -20,7 +21,7 @@ from .blocked import (
     triangle_sums,
 )
 from .logits import Logits
-from .reference import TIE, unit_rows
+from .reference import TIE
 
 
 def nt_xent_forward(

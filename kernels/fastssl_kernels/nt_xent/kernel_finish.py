@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernel import LOWEST, load_unit_rows
+from ..rows_kernel import load_unit_rows
+from .kernel import LOWEST
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)

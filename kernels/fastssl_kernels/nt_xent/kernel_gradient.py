@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernel import EXCLUDED, column_tiles, load_tile, load_unit_rows, more_pieces
+from ..rows_kernel import load_unit_rows
+from .kernel import EXCLUDED, column_tiles, load_tile, more_pieces
 
 
 @triton.jit

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..device import processors, target_of
 from ..gather import gather_rows, size_and_rank
-from .kernel import rectangle_kernel, triangle_kernel, unit_rows_kernel
+from ..rows import SMALLEST_NORM
+from ..rows_kernel import unit_rows_kernel, unit_rows_per_program
+from .kernel import rectangle_kernel, triangle_kernel
 from .kernel_finish import finish_kernel
 from .kernel_gradient import gradient_kernel, through_norm_kernel
 from .logits import Logits
-from .reference import SMALLEST_NORM, TIE
+from .reference import TIE
 from .tiles import PADDING, Tile, padded_rows, padded_width, tile_for
 
 LOG2E = math.log2(math.e)
@@ -163,11 +165,6 @@ def unit_rows(x: Tensor, logits: Logits, segments: int) -> tuple[Tensor, Tensor]
         num_warps=4,
     )
     return z, factor
-
-
-def unit_rows_per_program(width: int) -> int:
-    """Rows of padded `width` that one program of four warps normalises: 32 numbers a thread."""
-    return max(1, 4096 // width)
 
 
 def _tile(kernel: str, z: Tensor) -> Tile:

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A row shorter than this has no direction: it counts as the zero vector and gets no gradient.
-SMALLEST_NORM = 1e-12
+from ..rows import unit_rows
+
 # Cosines closer than this are equal: a collapsed network must not look accurate by the luck of rounding.
 TIE = 1e-5
 
@@ -37,14 +37,6 @@ class Metrics(NamedTuple):
 
     accuracy: Tensor
     entropy: Tensor
-
-
-def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of `x` [N, D] divided by their length, and the factors [N]: 1 / ‖x_i‖, or 0 for a negligible length."""
-    square = x.square().sum(1)
-    usable = square > SMALLEST_NORM**2
-    factor = torch.where(usable, square.where(usable, 1.0).rsqrt(), 0.0)
-    return x * factor[:, None], factor
 
 
 def nt_xent_reference(

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from ..configuration import Configuration
-from .kernel import rectangle_kernel, triangle_kernel, unit_rows_kernel
+from ..rows_kernel import unit_rows_kernel, unit_rows_per_program
+from .kernel import rectangle_kernel, triangle_kernel
 from .kernel_gradient import gradient_kernel
-from .launch import LOG2E, launch_options, unit_rows_per_program
+from .launch import LOG2E, launch_options
 from .tiles import Tile, tile_for
 
 _BATCH, _QUEUE = 4096, 65536
