@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .tiles import Tile, padded_rows, padded_width
+from ..tile import Tile, padded_rows, padded_width
 
 
 class Cost(NamedTuple):

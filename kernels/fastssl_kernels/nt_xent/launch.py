@@ -18,12 +18,13 @@ from ..device import processors, target_of
 from ..gather import gather_rows, size_and_rank
 from ..rows import SMALLEST_NORM
 from ..rows_kernel import unit_rows_kernel, unit_rows_per_program
+from ..tile import PADDING, Tile, launch_options, padded_rows, padded_width
 from .kernel import rectangle_kernel, triangle_kernel
 from .kernel_finish import finish_kernel
 from .kernel_gradient import gradient_kernel, through_norm_kernel
 from .logits import Logits
 from .reference import TIE
-from .tiles import PADDING, Tile, padded_rows, padded_width, tile_for
+from .tiles import tile_for
 
 LOG2E = math.log2(math.e)
 # Partial sums of the triangle, in rows: at most this many times the fp32 row sums themselves.
@@ -169,14 +170,6 @@ def unit_rows(x: Tensor, logits: Logits, segments: int) -> tuple[Tensor, Tensor]
 
 def _tile(kernel: str, z: Tensor) -> Tile:
     return tile_for(kernel, z.shape[1], z.dtype, target_of(z.device))
-
-
-def launch_options(tile: Tile, width: int, products: torch.dtype, target: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constants and launch options that all kernels with products share."""
-    # fp32 products: AMD's matrix cores have them, NVIDIA's make them of three TF32 products.
-    precision = "tf32x3" if products == torch.float32 and target != "gfx942" else "ieee"
-    constants = {"P": width, "BD": tile.piece, "PRECISION": precision}
-    return constants, {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
 def _options(tile: Tile, z: Tensor) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..gather import size_and_rank
+from ..tile import padded_rows, padded_width
 from . import cpu
 from .logits import Logits
-from .tiles import padded_rows, padded_width
 
 
 @torch.library.custom_op("fastssl::nt_xent_forward", mutates_args=())

@@ -8,10 +8,11 @@ import torch
 
 from ..configuration import Configuration
 from ..rows_kernel import unit_rows_kernel, unit_rows_per_program
+from ..tile import Tile, launch_options
 from .kernel import rectangle_kernel, triangle_kernel
 from .kernel_gradient import gradient_kernel
-from .launch import LOG2E, launch_options
-from .tiles import Tile, tile_for
+from .launch import LOG2E
+from .tiles import tile_for
 
 _BATCH, _QUEUE = 4096, 65536
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32

@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
-# Segments of rows are padded to this; every tile divides it.
-PADDING = 128
-
-
-class Tile(NamedTuple):
-    """Rows of the owner, rows streamed at a time, width of a piece, warps, stages of the software pipeline."""
-
-    owner: int
-    streamed: int
-    piece: int
-    warps: int
-    stages: int
-
-
-def padded_rows(rows: int) -> int:
-    return (rows + PADDING - 1) // PADDING * PADDING
-
-
-def padded_width(width: int) -> int:
-    """The next power of two, at least what a product needs."""
-    return max(16, 1 << (width - 1).bit_length())
+from ..tile import Tile
 
 
 def tile_for(kernel: str, width: int, products: torch.dtype, target: str) -> Tile:

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from fastssl_kernels.nt_xent import cost, info_nce_reference, launch, nt_xent_reference
 from fastssl_kernels.nt_xent.logits import Logits
-from fastssl_kernels.nt_xent.tiles import Tile, padded_rows
+from fastssl_kernels.tile import Tile, padded_rows
 from proof.interpreter import checked, same_in_any_order
 from torch.utils._python_dispatch import TorchDispatchMode
 
