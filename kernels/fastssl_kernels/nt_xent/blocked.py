@@ -9,14 +9,13 @@ in fp32: the gradient of aligned views is a small difference, which products of 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..arithmetic import plain_arithmetic
 from .logits import Logits
 
 # Rows and columns of a block: two fp32 blocks are 4.7 MB. Best of 256 to 2048 on two cores with 2 MB of cache each.
@@ -43,7 +42,7 @@ class Sums:
 def triangle_sums(z: Tensor, batch: int, logits: Logits, metrics: bool) -> Sums:
     """`Sums` of every row of `z` [V·B, D] against all rows; half the products, as block (I, J) also serves (J, I)."""
     running = _Running(len(z), logits, metrics)
-    with _plain_arithmetic(logits):
+    with plain_arithmetic(logits.products):
         for rows, columns in _upper_blocks(len(z)):
             block = running.tile.fill(z[rows], z[columns])
             _exclude(block, _square_offsets(rows, columns, len(z), batch))
@@ -54,7 +53,7 @@ def triangle_sums(z: Tensor, batch: int, logits: Logits, metrics: bool) -> Sums:
 def triangle_gradient(z: Tensor, batch: int, lse: Tensor, logits: Logits) -> Tensor:
     """Σ_j W_ij z_j [V·B, D] with W_ij = exp(l_ij − lse_i) + exp(l_ij − lse_j), excluded j left out."""
     tile, gradient, factor = _Tile(logits), torch.zeros_like(z), lse.neg().exp()
-    with _plain_arithmetic(logits):
+    with plain_arithmetic(logits.products):
         for rows, columns in _upper_blocks(len(z)):
             block = tile.fill(z[rows], z[columns])
             _exclude(block, _square_offsets(rows, columns, len(z), batch))
@@ -70,7 +69,7 @@ def rectangle_sums(
 ) -> Sums:
     """`Sums` of `rows` [N, D] fp32 against `columns` [M, D] of any dtype."""
     running = _Running(len(rows), logits, metrics, width=rows.shape[1] if attraction else 0)
-    with _plain_arithmetic(logits):
+    with plain_arithmetic(logits.products):
         for r, c in _rectangle(len(rows), len(columns), exclude):
             part = columns[c].float()
             block = running.tile.fill(rows[r], part)
@@ -92,7 +91,7 @@ def rectangle_gradient(
     """Σ_j W_ij column_j [N, D]; W_ij = exp(l_ij − lse_rows_i) + exp(l_ij − lse_columns_j), a missing lse no term."""
     tile, gradient = _Tile(logits), torch.zeros_like(rows)
     sides = [None if lse is None else (lse, lse.neg().exp()) for lse in (lse_rows, lse_columns)]
-    with _plain_arithmetic(logits):
+    with plain_arithmetic(logits.products):
         for r, c in _rectangle(len(rows), len(columns), exclude):
             part = columns[c].float()
             block = tile.fill(rows[r], part)
@@ -241,27 +240,3 @@ class _Running:
             None if self.weighted is None else self.weighted * scale,
             None if self.attraction is None else self.attraction.mul_(scale[:, None]),
         )
-
-
-_precision_lock = threading.RLock()
-
-
-@contextmanager
-def _plain_arithmetic(logits: Logits) -> Iterator[None]:
-    """No graph, no autocast, and products of the stated precision.
-
-    For bf16, oneDNN rounds fp32 operands on the way in and sums in fp32: `torch.mm` on bf16 tensors would round the
-    logits too (1 % of exp(l) at τ = 0.1). The switch is process-wide, hence the lock. Where torch or the processor has
-    no such mode the products are exact.
-    """
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), _precision_lock:
-        if matmul is None:
-            yield
-            return
-        before = matmul.fp32_precision
-        matmul.fp32_precision = "bf16" if logits.products == torch.bfloat16 else "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = before

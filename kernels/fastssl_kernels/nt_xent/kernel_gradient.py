@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from ..rows_kernel import load_unit_rows
-from .kernel import EXCLUDED, column_tiles, load_tile, more_pieces
+from ..tile_kernel import load_tile, more_pieces
+from .kernel import EXCLUDED, column_tiles
 
 
 @triton.jit

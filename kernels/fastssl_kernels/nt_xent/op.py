@@ -12,6 +12,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ..arithmetic import product_dtype
 from ..gather import Group, group_name
 from . import operators  # noqa: F401  (registers torch.ops.fastssl.*)
 from .reference import Metrics
@@ -69,7 +70,7 @@ def nt_xent(
         raise ValueError(f"views must be at least 2, got {views}")
     if z.shape[0] % views:
         raise ValueError(f"z has {z.shape[0]} rows, which is not a multiple of views={views}")
-    products = _product_dtype(z)
+    products = product_dtype(z)
     loss, statistics, *_ = torch.ops.fastssl.nt_xent_forward(
         z, float(temperature), views, normalize, products, return_metrics, group_name(group)
     )
@@ -139,7 +140,7 @@ def info_nce(
         queue,
         float(temperature),
         normalize,
-        _product_dtype(query, *others),
+        product_dtype(query, *others),
         return_metrics,
         graph and query.requires_grad,
         graph and key.requires_grad,
@@ -162,15 +163,6 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError("temperature must be a Python number, got a tensor: call .item() on it once, outside the step")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be finite and > 0, got {temperature}")
-
-
-def _product_dtype(*tensors: Tensor) -> torch.dtype:
-    """bf16 or fp16 if autocast or any tensor says so, else fp32."""
-    device = tensors[0].device.type
-    dtypes = [t.dtype for t in tensors]
-    if torch.is_autocast_enabled(device):
-        dtypes.insert(0, torch.get_autocast_dtype(device))
-    return next((d for d in dtypes if d in (torch.bfloat16, torch.float16)), torch.float32)
 
 
 def _metrics(statistics: Tensor) -> Metrics:

@@ -1,0 +1,43 @@
+"""The precision of matrix products: which dtype the operands take, and how the CPU keeps to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def product_dtype(*tensors: Tensor) -> torch.dtype:
+    """bf16 or fp16 if autocast or any tensor says so, else fp32."""
+    device = tensors[0].device.type
+    dtypes = [t.dtype for t in tensors]
+    if torch.is_autocast_enabled(device):
+        dtypes.insert(0, torch.get_autocast_dtype(device))
+    return next((d for d in dtypes if d in (torch.bfloat16, torch.float16)), torch.float32)
+
+
+_precision_lock = threading.RLock()
+
+
+@contextmanager
+def plain_arithmetic(products: torch.dtype) -> Iterator[None]:
+    """No graph, no autocast, and products of fp32 tensors on the CPU with operands of the stated dtype.
+
+    For bf16, oneDNN rounds fp32 operands on the way in and sums in fp32: `torch.mm` on bf16 tensors would round the
+    logits too (1 % of exp(l) at τ = 0.1). The switch is process-wide, hence the lock. Where torch or the processor has
+    no such mode the products are exact.
+    """
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _precision_lock:
+        if matmul is None:
+            yield
+            return
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "bf16" if products == torch.bfloat16 else "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
