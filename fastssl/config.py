@@ -11,6 +11,7 @@ from typing import Any, Literal
 import cattrs
 import yaml
 
+from .data.dali_graph import check_view
 from .data.views import Augmentation, CenterCrop, ViewSpec
 from .errors import UserError
 from .methods import SimCLRConfig
@@ -53,8 +54,8 @@ class LoaderConfig:
 
     decoder: Literal["auto", "dali", "torchvision"] = "auto"
     """JPEG decoder; auto takes DALI where it is installed."""
-    renderer: Literal["auto", "native", "torch"] = "auto"
-    """Who draws the views; auto takes the compiled renderer for the CPU, torch elsewhere."""
+    renderer: Literal["auto", "native", "torch", "dali"] = "auto"
+    """Who draws the views; auto takes the compiled renderer for the CPU, torch elsewhere, and never DALI's operators."""
     threads: int = 2
     """Threads that read, decode and render."""
     prefetch: int | None = None
@@ -121,6 +122,8 @@ def validate(config: Config) -> None:
     config.method.validate(config.augment.views_per_image)
     for index, spec in enumerate(config.augment.views):
         _validate_view(spec, f"--augment.views.{index}")
+        if config.loader.renderer == "dali":
+            check_view(spec, f"--augment.views.{index}")
     if config.evaluate.size < 8 or not 0 < config.evaluate.crop <= 1:
         raise UserError(
             "--evaluate.size must be at least 8 and --evaluate.crop in (0, 1], "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from .counter import MAX_VIEWS, REPLACEMENT_VIEW, words
+from .dali_graph import check_view
 from .decode import DecoderKind
 from .order import batch_ids, steps_per_epoch
 from .params import ViewParams, sample_params
@@ -75,7 +76,7 @@ class ViewLoader:
         quarantine: JSON file for the names of unreadable images, or None; rank r > 0 adds `.rank<r>` to its stem.
         max_bad_fraction: share of unreadable images at which an epoch stops (a handful is always allowed).
         prefetch: batches made ahead by a background thread; 0 makes each when it is asked for.
-        renderer: "auto" (native for views on the CPU, where it was built), "native" or "torch".
+        renderer: "auto" (native for views on the CPU, where it was built), "native", "torch" or "dali".
 
     Raises:
         UserError: sizes that do not fit together, or a view that cannot be drawn.
@@ -104,8 +105,10 @@ class ViewLoader:
             raise UserError(f"prefetch must be at least 0, got {prefetch}")
         if not augmentation.views:
             raise UserError("augmentation.views must hold at least one view")
-        for spec in augmentation.views:
+        for index, spec in enumerate(augmentation.views):
             _check_spec(spec)
+            if renderer == "dali":
+                check_view(spec, f"--augment.views.{index}")
         if augmentation.views_per_image > MAX_VIEWS:
             raise UserError(f"augmentation.views must stay below {MAX_VIEWS} views")
         self.steps_per_epoch = steps_per_epoch(len(source), batch_size)

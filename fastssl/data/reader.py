@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from . import native
+from . import dali_graph, native
 from .decode import DecoderKind, make_decoder
 from .params import ViewParams
 from .quarantine import Quarantine
@@ -18,15 +18,18 @@ from .sources import ArraySource, Source
 from .views import ViewSpec
 from .workers import worker_pool
 
-RendererKind = Literal["auto", "native", "torch"]
+RendererKind = Literal["auto", "native", "torch", "dali"]
 
 
-def resolve_renderer(kind: RendererKind, device: torch.device) -> Literal["native", "torch"]:
+def resolve_renderer(kind: RendererKind, device: torch.device) -> Literal["native", "torch", "dali"]:
     """auto: native for views on the CPU, where it was built.
 
     Raises:
-        UserError: a native renderer that is not there, or is asked for on a GPU.
+        UserError: a native renderer that is not there, or is asked for on a GPU; DALI where it is not installed.
     """
+    if kind == "dali":
+        dali_graph.require("--loader.renderer")
+        return "dali"
     if kind == "native" and device.type != "cpu":
         raise UserError(f"--loader.renderer native makes views on the CPU, not on {device.type}: use auto or torch")
     if kind == "native" and not native.available():
@@ -61,6 +64,7 @@ class Reader:
         self.source, self.quarantine, self.device = source, quarantine, device
         self.threads = threads
         self.pool = worker_pool(threads, "fastssl-data")
+        self._dali = dali_graph.DaliRenderer(device=device, threads=threads) if self.renderer == "dali" else None
         self._decoder = (
             None if isinstance(source, ArraySource) else make_decoder(decoder, device=device, threads=threads)
         )
@@ -112,6 +116,8 @@ class Reader:
         std: tuple[float, float, float],
     ) -> torch.Tensor:
         """The views, shared among the threads where they are on the CPU."""
+        if self._dali is not None:
+            return self._dali.render(images, params, spec, mean, std)
         if self.renderer == "native":
             return native.render(images, params, spec, mean, std, pool=self.pool, threads=self.threads)
         n, count, size = len(images), len(params), spec.size
@@ -130,3 +136,5 @@ class Reader:
         self.pool.shutdown(wait=True)
         if self._decoder is not None:
             self._decoder.close()
+        if self._dali is not None:
+            self._dali.close()
