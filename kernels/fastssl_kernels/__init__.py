@@ -5,14 +5,18 @@ from __future__ import annotations
 from .byol import byol_loss
 from .ema import ema_update_
 from .lars import LARS, exclude_from_adaptation
+from .nearest_neighbor import Neighbors, Queue, nearest_neighbor
 from .nt_xent import Metrics, info_nce, nt_xent
 
 __all__ = [
     "LARS",
     "Metrics",
+    "Neighbors",
+    "Queue",
     "byol_loss",
     "ema_update_",
     "exclude_from_adaptation",
     "info_nce",
+    "nearest_neighbor",
     "nt_xent",
 ]

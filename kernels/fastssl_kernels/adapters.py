@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .gather import Group
+from .nearest_neighbor import Queue, nearest_neighbor
 from .nt_xent import nt_xent
 
 
@@ -28,3 +31,39 @@ class NTXentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
+
+
+class NNMemoryBankModule(nn.Module):
+    """lightly's `NNMemoryBankModule`: called with [B, D] it returns each row's nearest neighbour in a bank [B, D].
+
+    Unlike in the original the bank is in the `state_dict`, a batch that wraps loses no row, and rows are kept and come
+    back with length one (which changes no cosine).
+
+    size: (rows, width) of the bank; it begins with random directions.
+    dtype: of the bank's rows; torch.bfloat16 takes half the memory and looks up several times faster.
+    gather_distributed: let the rows of all ranks in, so that every rank has the same bank.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(size, int) or len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size must be (rows, width), each at least 1, got {size!r}")
+        self.size = tuple(size)
+        self.gather_distributed = gather_distributed
+        self.queue = Queue(*self.size, dtype=dtype)
+
+    def forward(self, output: Tensor, update: bool = False) -> Tensor:
+        """Neighbours of `output` among what came before it; with `update` its rows are then let in."""
+        neighbours = nearest_neighbor(output, self.queue).rows
+        if update:
+            self.queue.enqueue(output, group=None if self.gather_distributed else "local")
+        return neighbours
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, gather_distributed={self.gather_distributed}"
