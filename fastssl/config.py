@@ -11,7 +11,6 @@ from typing import Any, Literal
 import cattrs
 import yaml
 
-from .data.dali_graph import check_view
 from .data.views import Augmentation, CenterCrop, ViewSpec
 from .errors import UserError
 from .methods import SimCLRConfig
@@ -122,8 +121,11 @@ def validate(config: Config) -> None:
     config.method.validate(config.augment.views_per_image)
     for index, spec in enumerate(config.augment.views):
         _validate_view(spec, f"--augment.views.{index}")
-        if config.loader.renderer == "dali":
-            check_view(spec, f"--augment.views.{index}")
+        if config.loader.renderer == "dali" and spec.blur > 0 and spec.blur_kind == "pil":
+            raise UserError(
+                f"--augment.views.{index}.blur-kind pil cannot be drawn by --loader.renderer dali, which has no box "
+                "blur: choose gaussian there, or --loader.renderer auto"
+            )
     if config.evaluate.size < 8 or not 0 < config.evaluate.crop <= 1:
         raise UserError(
             "--evaluate.size must be at least 8 and --evaluate.crop in (0, 1], "
