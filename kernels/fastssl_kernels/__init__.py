@@ -7,16 +7,20 @@ from .ema import ema_update_
 from .lars import LARS, exclude_from_adaptation
 from .nearest_neighbor import Neighbors, Queue, nearest_neighbor
 from .nt_xent import Metrics, info_nce, nt_xent
+from .relic import RelicMetrics, relic, sample_negatives
 
 __all__ = [
     "LARS",
     "Metrics",
     "Neighbors",
     "Queue",
+    "RelicMetrics",
     "byol_loss",
     "ema_update_",
     "exclude_from_adaptation",
     "info_nce",
     "nearest_neighbor",
     "nt_xent",
+    "relic",
+    "sample_negatives",
 ]

@@ -1,0 +1,43 @@
+"""Tiles by architecture and shape class, chosen from the ledger; nothing is tuned at run time."""
+
+from __future__ import annotations
+
+import torch
+
+from ..tile import Tile
+
+
+def tile_for(kernel: str, width: int, products: torch.dtype, target: str, columns: int) -> Tile:
+    """The tile of `kernel`, "sums" or "gradient", for rows of padded `width` and `columns` padded negatives a view.
+
+    Few negatives, as RELICv2 samples them, take a tile of their number: 16 for 10.
+    """
+    widths = "narrow" if width <= 128 else "middle" if width <= 256 and products.itemsize == 2 else "wide"
+    tile = _TABLE[target, products.itemsize, widths][kernel]
+    return tile._replace(piece=min(tile.piece, width), streamed=min(tile.streamed, columns))
+
+
+# (target, bytes of an operand, width up to 128 / 256 / any) -> kernel -> tile. Two predictions at once mean two tiles
+# of rows and of columns in shared memory and two of logits in registers, so that tiles are half those of NT-Xent.
+_TABLE = {
+    ("sm_80", 2, "narrow"): {"sums": Tile(64, 64, 128, 4, 2), "gradient": Tile(64, 64, 128, 4, 2)},
+    ("sm_80", 2, "middle"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 2)),
+    ("sm_80", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 2)),
+    ("sm_80", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(32, 32, 64, 4, 2)),
+    ("sm_90", 2, "narrow"): {"sums": Tile(128, 64, 128, 8, 3), "gradient": Tile(128, 64, 128, 8, 3)},
+    ("sm_90", 2, "middle"): {"sums": Tile(64, 64, 256, 4, 2), "gradient": Tile(64, 64, 256, 8, 2)},
+    ("sm_90", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 64, 128, 4, 2)),
+    ("sm_90", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 64, 4, 2)),
+    ("sm_100", 2, "narrow"): {"sums": Tile(128, 64, 128, 8, 3), "gradient": Tile(128, 64, 128, 8, 3)},
+    ("sm_100", 2, "middle"): {"sums": Tile(64, 64, 256, 4, 2), "gradient": Tile(64, 64, 256, 8, 2)},
+    ("sm_100", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 64, 128, 4, 2)),
+    ("sm_100", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 64, 4, 2)),
+    ("gfx942", 2, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 1)),
+    ("gfx942", 2, "middle"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 1)),
+    ("gfx942", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 1)),
+    ("gfx942", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 64, 4, 1)),
+    **{
+        (target, 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(32, 32, 64, 4, 1))
+        for target in ("sm_80", "sm_90", "sm_100", "gfx942")
+    },
+}
