@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from .cache import cache_root
 from .counter import BUILTIN_VIEW, uniforms, words
 
 if TYPE_CHECKING:
@@ -180,12 +181,6 @@ def draw_images(ids: NDArray[np.int64], *, split: int, seed: int = 0, size: int 
 
 
 # ------------------------------------------------------------------------------------------------------------ files
-
-
-def cache_root() -> Path:
-    """Where data sets are kept: `$XDG_CACHE_HOME/fastssl`, by default `~/.cache/fastssl`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastssl"
 
 
 def _write_split(folder: Path, count: int, *, split: int, seed: int, size: int) -> None:

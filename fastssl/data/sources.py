@@ -1,12 +1,11 @@
-"""Where encoded images come from: folders, tar files, arrays, or anything with `__len__` and `read`."""
+"""Where encoded images come from: folders, tar shards, arrays, or anything with `__len__` and `read`."""
 
 from __future__ import annotations
 
 import io
 import os
-import tarfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,9 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UserError
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-"""File names that count as images (in any case); what a file really holds is told by its content."""
+from .files import entries, is_image, no_images, walk
+from .tar import TarImages
 
 
 @runtime_checkable
@@ -39,34 +37,6 @@ class Source(Protocol):
         ...
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as scan:
-            return sorted((e for e in scan if not e.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise UserError(f"data folder {folder} cannot be read: {error.strerror}") from error
-
-
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[str]:
-    """Image files below a folder, sorted, links followed; a link to a folder above is not followed again."""
-    real = folder.resolve()
-    if real in above:
-        return
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, real))
-        elif _is_image(entry.name) and entry.is_file():
-            yield entry.path
-
-
-def _no_images(where: str) -> UserError:
-    return UserError(f"{where} holds no images (looked for {', '.join(IMAGE_EXTENSIONS)})")
-
-
 class FlatFolder:
     """All images of one folder, sorted by name, without labels."""
 
@@ -75,9 +45,9 @@ class FlatFolder:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
-        self._names = [e.name for e in _entries(self.root) if _is_image(e.name) and e.is_file()]
+        self._names = [e.name for e in entries(self.root) if is_image(e.name) and e.is_file()]
         if not self._names:
-            raise _no_images(f"folder {self.root}")
+            raise no_images(f"folder {self.root}")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -102,14 +72,14 @@ class ImageFolder:
         names: list[str] = []
         labels: list[int] = []
         classes: list[str] = []
-        for folder in (e for e in _entries(self.root) if e.is_dir()):
-            found = [path[self._prefix :] for path in _walk(Path(folder.path))]
+        for folder in (e for e in entries(self.root) if e.is_dir()):
+            found = [path[self._prefix :] for path in walk(Path(folder.path))]
             if found:
                 names += found
                 labels += [len(classes)] * len(found)
                 classes.append(folder.name)
         if not names:
-            raise _no_images(f"folder {self.root}")
+            raise no_images(f"folder {self.root}")
         self._names, self._base = names, str(self.root) + os.sep
         self.labels, self.classes = np.array(labels, dtype=np.int64), tuple(classes)
 
@@ -122,81 +92,6 @@ class ImageFolder:
 
     def name(self, index: int) -> str:
         return self._names[index]
-
-
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
-
-
-class TarImages:
-    """The images of one uncompressed tar file, in its order, read in place.
-
-    The file is indexed once, to offsets. Labels are the names of the folders that hold the images, where every image
-    lies in one; classes are sorted by name.
-    """
-
-    labels: NDArray[np.int64] | None = None
-    classes: tuple[str, ...] | None = None
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open for random access
-        except OSError as error:
-            raise UserError(f"tar file {self.path} cannot be read: {error.strerror}") from error
-        start = self._file.read(8)
-        for magic, kind in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise UserError(
-                    f"{self.path} is compressed ({kind}), which rules out random access: "
-                    "unpack it, or repack it as a plain .tar"
-                )
-        self._names: list[str] = []
-        self._offsets: list[int] = []
-        self._sizes: list[int] = []
-        self._index()
-        folders = [PurePosixPath(name).parent.name for name in self._names]
-        if all(folders) and len(set(folders)) > 1:
-            self.classes = tuple(sorted(set(folders)))
-            number = {name: i for i, name in enumerate(self.classes)}
-            self.labels = np.array([number[name] for name in folders], dtype=np.int64)
-
-    def _index(self) -> None:
-        length = os.fstat(self._file.fileno()).st_size
-        try:
-            with tarfile.open(self.path, mode="r:") as tar:
-                for member in tar:
-                    path = PurePosixPath(member.name)
-                    if path.is_absolute() or ".." in path.parts:
-                        raise UserError(
-                            f"{self.path} holds the member {member.name!r}, which points outside the archive: "
-                            "repack it with relative names"
-                        )
-                    if member.isreg() and _is_image(path.name):
-                        if member.offset_data + member.size > length:
-                            raise UserError(f"{self.path} is cut off inside {member.name!r}: copy it again")
-                        self._names.append(str(path))
-                        self._offsets.append(member.offset_data)
-                        self._sizes.append(member.size)
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise UserError(f"{self.path} is not a readable tar file ({error})") from error
-        if not self._names:
-            raise _no_images(f"tar file {self.path}")
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def read(self, index: int) -> bytes:
-        return os.pread(self._file.fileno(), self._sizes[index], self._offsets[index])
-
-    def name(self, index: int) -> str:
-        return self._names[index]
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
 
 
 class ArraySource:
@@ -290,7 +185,7 @@ _SPLIT_FOLDERS = ("val", "test", "validation")
 
 
 def open_source(data: Any) -> Source:
-    """Open a folder (class folders or flat), a tar file, or an object with `__len__` and `read`.
+    """Open a folder (class folders, flat, or of tar shards), a tar file, or an object with `__len__` and `read`.
 
     Raises:
         UserError: nothing there, nothing readable, or no images in it.
@@ -300,21 +195,26 @@ def open_source(data: Any) -> Source:
         return data if plain else ObjectSource(data)
     path = Path(data).expanduser()
     if path.is_file():
-        return TarImages(path)
+        return TarImages([path])
     if not path.is_dir():
         raise UserError(f"data path {path} does not exist")
-    entries = _entries(path)
-    if not entries:
+    found = entries(path)
+    if not found:
         raise UserError(f"folder {path} is empty")
-    loose = any(_is_image(e.name) and e.is_file() for e in entries)
-    classes = any(e.is_dir() and _holds_images(Path(e.path)) for e in entries)
+    loose = any(is_image(e.name) and e.is_file() for e in found)
+    classes = any(e.is_dir() and _holds_images(Path(e.path)) for e in found)
     if loose and classes:
         raise UserError(f"folder {path} holds both images and folders of images: move the loose images into a folder")
+    shards = [Path(e.path) for e in found if e.name.lower().endswith(".tar") and e.is_file()]
+    if shards and (loose or classes):
+        raise UserError(f"folder {path} holds both tar files and images: move one kind into a folder of its own")
+    if shards:
+        return TarImages(shards)
     return FlatFolder(path) if loose else ImageFolder(path)
 
 
 def _holds_images(folder: Path) -> bool:
-    return next(_walk(folder), None) is not None
+    return next(walk(folder), None) is not None
 
 
 def open_splits(data: Any) -> tuple[Source, Source | None]:
@@ -330,7 +230,7 @@ def open_splits(data: Any) -> tuple[Source, Source | None]:
     if not isinstance(data, (str, os.PathLike)) or not (root := Path(data).expanduser()).is_dir():
         return open_source(data), None
     held_out = next((root / name for name in _SPLIT_FOLDERS if (root / name).is_dir()), None)
-    others = (e for e in _entries(root) if e.is_dir() and e.name != "train")
+    others = (e for e in entries(root) if e.is_dir() and e.name != "train")
     if not (root / "train").is_dir() or (held_out is None and any(_holds_images(Path(e.path)) for e in others)):
         return open_source(root), None
     train = open_source(root / "train")

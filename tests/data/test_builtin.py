@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fastssl.data import CenterCrop, ensure_builtin, evaluation_batches, open_splits
-from fastssl.data.builtin import SHAPES, cache_root, draw_images
+from fastssl.data.builtin import SHAPES, draw_images
+from fastssl.data.cache import cache_root
 from fastssl.errors import UserError
 
 SMALL = {"train": 48, "test": 24}

@@ -25,6 +25,7 @@ from fastssl.errors import UserError
 
 
 def make_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -107,7 +108,7 @@ def test_tar_with_class_folders(tmp_path, kind):
 
 
 def test_flat_tar_has_no_labels(tmp_path):
-    source = TarImages(make_tar(tmp_path / "d.tar", [("1.jpg", b"1"), ("2.png", b"2")]))
+    source = TarImages([make_tar(tmp_path / "d.tar", [("1.jpg", b"1"), ("2.png", b"2")])])
     assert len(source) == 2
     assert source.labels is None
     assert source.classes is None
@@ -117,7 +118,7 @@ def test_flat_tar_has_no_labels(tmp_path):
 def test_member_that_points_outside_is_refused(tmp_path, name):
     path = make_tar(tmp_path / "d.tar", [("a/ok.jpg", b"ok"), (name, b"bad")])
     with pytest.raises(UserError, match="points outside the archive"):
-        TarImages(path)
+        TarImages([path])
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
@@ -140,12 +141,78 @@ def test_cut_off_tar(tmp_path):
     for length in (8000, 30_000):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"cut off inside 'a/2.jpg'|not a readable tar"):
-            TarImages(path)
+            TarImages([path])
 
 
 def test_tar_without_images(tmp_path):
     with pytest.raises(UserError, match=r"tar file .* holds no images"):
-        TarImages(make_tar(tmp_path / "d.tar", [("a/1.txt", b"1")]))
+        TarImages([make_tar(tmp_path / "d.tar", [("a/1.txt", b"1")])])
+
+
+def test_shards_are_one_source_and_no_mixture(tmp_path):
+    make_tar(tmp_path / "s" / "01.tar", [("dog/1.jpg", b"one"), ("cat/1.jpg", b"two")])
+    make_tar(tmp_path / "s" / "00.tar", [("cat/0.jpg", b"zero" * 999)])
+    source = open_source(tmp_path / "s")
+    assert isinstance(source, TarImages)
+    assert [source.name(i) for i in range(3)] == ["00.tar/cat/0.jpg", "01.tar/dog/1.jpg", "01.tar/cat/1.jpg"]
+    assert [source.read(i) for i in (2, 0, 1)] == [b"two", b"zero" * 999, b"one"]
+    assert source.labels.tolist() == [0, 1, 0]
+    touch(tmp_path / "s" / "loose.jpg")
+    with pytest.raises(UserError, match="both tar files and images"):
+        open_source(tmp_path / "s")
+
+
+def test_webdataset_labels(tmp_path):
+    members = [("a.jpg", b"A"), ("a.cls", b"10\n"), ("b.cls", b"9"), ("b.x.jpg", b"B"), ("b.json", b"{}")]
+    source = TarImages([make_tar(tmp_path / "d.tar", members)])
+    assert source.classes == ("9", "10"), "numbers sort as numbers"
+    assert source.labels.tolist() == [1, 0]
+    assert TarImages([make_tar(tmp_path / "e.tar", [*members[:3], ("c.jpg", b"C")])]).labels is None
+
+
+def test_the_index_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    import fastssl.data.tar as module
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"one"), ("b/2.jpg", b"two")])
+    scans = []
+    scan = module.read_index
+    monkeypatch.setattr(module, "read_index", lambda p: scans.append(p) or scan(p))
+    first, second = TarImages([path]), TarImages([path])
+    assert len(scans) == 1
+    assert [second.read(i) for i in range(2)] == [b"one", b"two"]
+    assert (second.classes, second.labels.tolist()) == (first.classes, first.labels.tolist())
+    make_tar(path, [("a/1.jpg", b"uno!"), ("b/2.jpg", b"dos"), ("b/3.jpg", b"tres")])
+    os.utime(path, ns=(1, 1))
+    assert [TarImages([path]).read(i) for i in range(3)] == [b"uno!", b"dos", b"tres"]
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    for damage in (b"", b"PK garbage", kept.read_bytes()[:100]):
+        kept.write_bytes(damage)
+        assert TarImages([path]).read(2) == b"tres"
+    assert len(scans) == 5
+
+
+def test_an_index_that_points_past_the_end_is_not_believed(tmp_path, monkeypatch):
+    import fastssl.data.tar as module
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"one")])
+    TarImages([path])
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    arrays = dict(np.load(kept))
+    for name, value in (("offsets", 1 << 40), ("offsets", -1), ("sizes", 1 << 62)):
+        np.savez(kept, **{**arrays, name: np.array([value])})
+        assert module._load(kept, arrays["stamp"]) is None
+        assert TarImages([path]).read(0) == b"one"
+
+
+def test_a_shard_that_shrinks_is_an_error_of_its_images(tmp_path):
+    path = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"1" * 5000), ("a/2.jpg", b"2" * 50_000)])
+    source = TarImages([path])
+    path.write_bytes(path.read_bytes()[:8000])
+    assert source.read(0) == b"1" * 5000
+    with pytest.raises(OSError, match="shorter than it was"):
+        source.read(1)
 
 
 # ------------------------------------------------------------------------------------------------- arrays and objects
