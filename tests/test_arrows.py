@@ -1,4 +1,4 @@
-"""Imports point one way: cli → engine → methods → {models, optim, data.views} → fastssl_kernels."""
+"""Imports point one way: cli → commands → engine → methods → {models, optim, data.views} → fastssl_kernels."""
 
 import ast
 import sys
@@ -20,7 +20,8 @@ ALLOWED = {
     "recipes": {"recipes", "config", "data.views", "methods", "models", "optim", "errors"},
     "doctor": {"report", "data", "errors"},
     "engine": {"engine", "config", "data", "methods", "models", "optim", "evaluate", "report", "errors"},
-    "cli": {"engine", "recipes", "config", "doctor", "errors", "__version__"},
+    "commands": {"commands", "engine", "recipes", "config", "data", "doctor", "errors"},
+    "cli": {"commands", "errors", "__version__"},
 }
 
 

@@ -122,8 +122,9 @@ def test_interruption_saves_and_says_how_to_go_on(image_folder, tmp_path, number
     config = small(image_folder, tmp_path / "run", epochs=2000)
     configuration.save(config, tmp_path / "start.yaml")
     script = (
-        "import sys, fastssl; from pathlib import Path; from fastssl import cli, config as c; "
-        "sys.exit(cli._exit_code(fastssl.pretrain(c.load(Path(sys.argv[1])))))"
+        "import sys, fastssl; from pathlib import Path; from fastssl import config as c; "
+        "from fastssl.commands.pretrain import exit_code; "
+        "sys.exit(exit_code(fastssl.pretrain(c.load(Path(sys.argv[1])))))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "start.yaml")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,142 @@
+"""`fastssl views`, `fastssl check-data` and `fastssl pack`: what is done with images before a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ..errors import UserError
+from .options import parse, progress, take_word, thread_count
+
+
+@dataclass(frozen=True)
+class ViewsOptions:
+    """Draw a contact sheet: some images, each followed by its views under a recipe."""
+
+    data: str = "builtin"
+    """Folder or tar of images, or "builtin"."""
+    recipe: str | None = None
+    """Recipe of the method; by default its first."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("views.png")
+    """The PNG to write."""
+    images: int = 6
+    """How many images."""
+    repeats: int = 1
+    """Epochs drawn: each gives every image another set of views."""
+    seed: int = 0
+    """Seed of the views and of the choice of images."""
+
+
+def views_command(args: list[str]) -> int:
+    from .. import recipes
+
+    method = take_word(args, list(recipes.RECIPES), "views", "method")
+    options = parse(ViewsOptions, args, prog=f"fastssl views {method}")
+    config = recipes.get(method, options.recipe)
+    from ..engine.contact import draw_views
+    from ..engine.rundir import open_data
+
+    source, _ = open_data(replace(config, data=options.data))
+    draw_views(options.out, source, config.augment, seed=options.seed, images=options.images, epochs=options.repeats)
+    print(f"wrote {options.out}: {method} ({config.recipe}), {config.augment.views_per_image} views an image")
+    return 0
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Decode every image once: what is bad, how large the images are, how many a class has."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder or tar, as for pretrain."""
+    out: Path | None = None
+    """JSON file for the names and reasons of all unreadable images."""
+    decoder: Literal["auto", "dali", "torchvision"] = "auto"
+    """JPEG decoder."""
+    threads: int = 0
+    """Decoding threads; 0 takes all cores."""
+
+
+def check_command(args: list[str]) -> int:
+    options = parse(CheckOptions, args, prog="fastssl check-data")
+    from ..data import open_splits
+    from ..data.check import check_data, describe
+
+    train, val = open_splits(options.data)
+    bad: dict[str, list[tuple[str, str]]] = {}
+    for split, source in (("train", train), ("val", val)):
+        if source is None:
+            continue
+        with progress(f"decoding {split}", len(source)) as tell:
+            found = check_data(
+                source,
+                decoder=options.decoder,
+                threads=thread_count(options.threads),
+                progress=lambda done, _: tell(done),
+            )
+        print("\n".join(describe(split, found)))
+        for name, reason in found.bad[:20]:
+            print(f"  unreadable {name}: {reason}")
+        if len(found.bad) > 20:
+            print(f"  and {len(found.bad) - 20:,} more" + ("" if options.out else ": name a file with --out for all"))
+        bad[split] = found.bad
+    if options.out is not None:
+        from ..engine.rundir import write_json
+
+        plain = {split: [{"name": name, "reason": reason} for name, reason in listed] for split, listed in bad.items()}
+        try:
+            write_json(options.out, plain)
+        except OSError as error:
+            raise UserError(f"--out {options.out} cannot be written: {error.strerror}") from None
+    return 1 if any(bad.values()) else 0
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Transcode a data set once. Interrupted, the same command goes on."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder or tar, as for pretrain."""
+    out: tyro.conf.Positional[Path]
+    """Folder for the shards: what `--data` of pretrain then names."""
+    short_side: int = 256
+    """Larger images are reduced to this many pixels on their shorter side."""
+    quality: int = 90
+    """JPEG quality."""
+    images_a_shard: int = 5000
+    """Images a shard."""
+    threads: int = 0
+    """Images transcoded at once; 0 takes all cores."""
+
+
+def pack_command(args: list[str]) -> int:
+    options = parse(PackOptions, args, prog="fastssl pack")
+    from ..data import open_splits
+    from ..data.pack import PackSettings, pack
+
+    train, val = open_splits(options.data)
+    splits = {"train": train} | ({} if val is None else {"val": val})
+    settings = PackSettings(options.short_side, options.quality, options.images_a_shard)
+    total, before = sum(len(source) for source in splits.values()), 0 if val is None else len(train)
+    with progress("packing", total) as tell:
+        state = pack(
+            splits,
+            options.out,
+            settings,
+            threads=thread_count(options.threads),
+            progress=lambda split, done, _: tell(done + before * (split == "val")),
+        )
+    shards = state["shards"].values()
+    bad = [entry for shard in shards for entry in shard["unreadable"]]
+    size = sum(shard["bytes"] for shard in shards) / 1e6
+    print(f"wrote {total - len(bad):,} images, {size:,.1f} MB, {len(shards)} shards to {options.out}")
+    for entry in bad[:20]:
+        print(f"  left out {entry['name']}: {entry['reason']}")
+    if len(bad) > 20:
+        print(f"  and {len(bad) - 20:,} more, all listed in {options.out / 'pack.json'}")
+    return 1 if bad else 0
+
+
+COMMANDS = {"views": views_command, "check-data": check_command, "pack": pack_command}
