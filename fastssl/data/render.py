@@ -41,20 +41,27 @@ def _rows(mask: NDArray[np.bool_], device: torch.device) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask)).to(device)
 
 
+def _remove_color(x: Tensor, which: NDArray[np.bool_]) -> None:
+    if which.any():
+        rows = _rows(which, x.device)
+        level = gray(x.index_select(0, rows))
+        x.index_copy_(0, rows, level[:, None].expand(-1, 3, -1, -1).contiguous())
+
+
 def _color(x: Tensor, params: ViewParams, key: NDArray[np.int64], spec: ViewSpec) -> None:
     """Jitter and what follows it, in place; rows are sorted by `key`, so that equal orders lie side by side."""
     factors = torch.from_numpy(params.factors).to(x.device)
     chunk = max(1, _CHUNK // (3 * spec.size * spec.size))
     bounds = np.searchsorted(key, np.arange(len(ORDERS) + 1))
+    if spec.grayscale_first:
+        _remove_color(x, params.gray)
     for number in range(len(ORDERS)):
         begin, end = int(bounds[number]), int(bounds[number + 1])
         for start in range(begin, end, chunk):
             stop = min(start + chunk, end)
             jitter(x[start:stop], ORDERS[number], factors[start:stop], spec)
-    if params.gray.any():
-        rows = _rows(params.gray, x.device)
-        level = gray(x.index_select(0, rows))
-        x.index_copy_(0, rows, level[:, None].expand(-1, 3, -1, -1).contiguous())
+    if not spec.grayscale_first:
+        _remove_color(x, params.gray)
     blurred = params.sigma > 0
     if blurred.any() and (spec.blur_kind == "pil" or blur_taps(spec.size) > 1):
         at = np.flatnonzero(blurred)

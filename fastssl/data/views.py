@@ -44,6 +44,8 @@ class ViewSpec:
     """Add to the brightness instead of multiplying it."""
     grayscale: float = 0.2
     """Probability of removing colour."""
+    grayscale_first: bool = False
+    """Remove it before the four colour operations instead of after them (MoCo v1)."""
     blur: float = 0.5
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
@@ -68,6 +70,14 @@ class Augmentation:
     def views_per_image(self) -> int:
         return sum(spec.count for spec in self.views)
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Views of each size, sizes in the order of their first group: the `counts` of its `Views`."""
+        by_size: dict[int, int] = {}
+        for spec in self.views:
+            by_size[spec.size] = by_size.get(spec.size, 0) + spec.count
+        return tuple(by_size.values())
+
 
 @dataclass(frozen=True)
 class CenterCrop:
@@ -88,11 +98,25 @@ class Views:
 
     groups: tuple[torch.Tensor, ...]
     counts: tuple[int, ...]
+    ids: torch.Tensor | None = None
+    """int64 `[B]`, which images they are, for methods with a memory of images."""
+    labels: torch.Tensor | None = None
+    """int64 `[B]`, for supervised training only."""
 
     @property
     def batch_size(self) -> int:
         return self.groups[0].shape[0] // self.counts[0]
 
+    @property
+    def total(self) -> int:
+        """Views an image."""
+        return sum(self.counts)
+
+    def each(self) -> list[torch.Tensor]:
+        """The views one by one, `[B, 3, S, S]` each, group by group."""
+        return [view for group, count in zip(self.groups, self.counts, strict=True) for view in group.chunk(count)]
+
     def to(self, device: torch.device, *, dtype: torch.dtype | None = None, non_blocking: bool = False) -> Views:
         moved = tuple(g.to(device=device, dtype=dtype, non_blocking=non_blocking) for g in self.groups)
-        return Views(moved, self.counts)
+        told = (None if x is None else x.to(device, non_blocking=non_blocking) for x in (self.ids, self.labels))
+        return Views(moved, self.counts, *told)

@@ -417,3 +417,17 @@ def test_params_have_a_row_in_every_field():
     p = plain(3, 8)
     assert {len(getattr(p, f.name)) for f in fields(ViewParams)} == {3}
     assert math.isclose(sum(GRAY), 0.9999)
+
+
+def test_grayscale_before_the_jitter():
+    """MoCo v1: what follows grayscale sees gray, so that saturation and hue change nothing and contrast may."""
+    image = photo(40, 40)
+    factors = np.array([[1.3, 0.7, 1.6, 0.3]], dtype=np.float32)
+    some = plain(1, 40, jitter=np.array([True]), factors=factors, gray=np.array([True]))
+    before = render([image], some, ViewSpec(size=40, grayscale_first=True))[0]
+    after = render([image], some, ViewSpec(size=40))[0]
+    gray = torch.clamp(TF.rgb_to_grayscale(chw(image)) * 1.3, 0, 1)
+    expected = TF.adjust_contrast(gray.expand(3, -1, -1), 0.7)
+    # Gray's weights sum to 0.9999, so that a second gray level, inside contrast and saturation, is darker by 1e-4.
+    assert (before - expected).abs().max() <= 5e-4
+    assert (before - after).abs().max() > 0.02

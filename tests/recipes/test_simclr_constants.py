@@ -23,6 +23,7 @@ PAPER_VIEW = {
     "hue": 0.2,
     "additive_brightness": False,
     "grayscale": 0.2,
+    "grayscale_first": False,
     "blur": 0.5,
     "blur_sigma": (0.1, 2.0),
     "blur_kind": "gaussian",

@@ -33,7 +33,8 @@ class _Job(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("pixels", "widths", "shown", "box", "flip", "jitter", "factors", "order")),
         *((name, _POINTER) for name in ("gray", "sigma", "solarize", "invert", "out")),
-        *((name, _INT) for name in ("count", "size", "bicubic", "pil_blur", "additive_brightness", "blur_taps")),
+        *((name, _INT) for name in ("count", "size", "bicubic", "pil_blur", "additive_brightness")),
+        *((name, _INT) for name in ("grayscale_first", "blur_taps")),
         *((name, _INT) for name in ("longest_height", "longest_width")),
         ("enabled", _INT * 4),
         ("mean", ctypes.c_float * 3),
@@ -100,7 +101,7 @@ def render(
     job = _Job(**{name: array.ctypes.data for name, array in arrays.items()}, out=out.data_ptr(), count=count)
     job.size, job.blur_taps = spec.size, blur_taps(spec.size)
     job.bicubic, job.pil_blur = spec.interpolation == "bicubic", spec.blur_kind == "pil"
-    job.additive_brightness = spec.additive_brightness
+    job.additive_brightness, job.grayscale_first = spec.additive_brightness, spec.grayscale_first
     job.longest_height, job.longest_width = (int(side) for side in params.box[:, 2:].max(axis=0, initial=1))
     job.enabled[:] = [int(x > 0) for x in (spec.brightness, spec.contrast, spec.saturation, spec.hue)]
     job.mean[:], job.std[:] = mean, std

@@ -20,8 +20,9 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16 };
+enum { LANES = 16, CHUNK = 1024 };
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef float quad __attribute__((vector_size(4 * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 /* One group of views; `native.py` fills it in. N images, M views. */
 typedef struct {
@@ -36,7 +37,7 @@ typedef struct {
     const float *sigma;           /* [M] 0 for no blur */
     const uint8_t *solarize, *invert;
     float *out;                   /* [M, 3, S, S] */
-    int32_t count, size, bicubic, pil_blur, additive_brightness, blur_taps;
+    int32_t count, size, bicubic, pil_blur, additive_brightness, grayscale_first, blur_taps;
     int32_t longest_height, longest_width; /* of any box */
     int32_t enabled[4];           /* which colour operations the recipe has */
     float mean[3], std[3];
@@ -44,8 +45,8 @@ typedef struct {
 } Job;
 
 typedef struct {
-    float *rows;    /* [LANES, 3 w] resized along y */
-    float *columns; /* [3 w, LANES] the same, transposed */
+    float *rows;    /* [LANES, 3 w, rounded up to whole lanes] resized along y */
+    float *columns; /* the same, transposed */
     float *across, *down; /* [S, taps] weights */
     int32_t *across_first, *across_count, *down_first, *down_count;
     float *plane, *line; /* for the blur: [S, pitch], [S + taps] */
@@ -92,21 +93,54 @@ INLINE void weigh(float *weight, int32_t *first, int32_t *count, int taps, int l
     }
 }
 
-/* One output row: Σ weight · source row, over 3 w interleaved bytes. */
+/* One output row: Σ weight · source row, over 3 w interleaved bytes; four source rows at a time. */
 INLINE void blend_rows(float *restrict out, const uint8_t *restrict source, size_t stride, const float *weight, int n,
                        int width) {
-    const uint8_t *restrict a = source;
-    for (int k = 0; k < width; k++) out[k] = weight[0] * (float)a[k];
-    int t = 1;
-    for (; t + 1 < n; t += 2) {
-        const uint8_t *restrict b = source + (size_t)t * stride, *restrict c = b + stride;
-        const float wb = weight[t], wc = weight[t + 1];
-        for (int k = 0; k < width; k++) out[k] = (out[k] + wb * (float)b[k]) + wc * (float)c[k];
+    int t = 0;
+    for (; t + 4 <= n; t += 4, source += 4 * stride) {
+        const uint8_t *restrict b = source + stride, *restrict c = b + stride, *restrict d = c + stride;
+        const float wa = weight[t], wb = weight[t + 1], wc = weight[t + 2], wd = weight[t + 3];
+        if (t)
+            for (int k = 0; k < width; k++)
+                out[k] += (wa * (float)source[k] + wb * (float)b[k]) + (wc * (float)c[k] + wd * (float)d[k]);
+        else
+            for (int k = 0; k < width; k++)
+                out[k] = (wa * (float)source[k] + wb * (float)b[k]) + (wc * (float)c[k] + wd * (float)d[k]);
     }
-    if (t < n) {
-        const uint8_t *restrict b = source + (size_t)t * stride;
-        const float wb = weight[t];
-        for (int k = 0; k < width; k++) out[k] += wb * (float)b[k];
+    if (!t) {
+        for (int k = 0; k < width; k++) out[k] = weight[0] * (float)source[k];
+        t++, source += stride;
+    }
+    for (; t + 2 <= n; t += 2, source += 2 * stride) {
+        const uint8_t *restrict b = source + stride;
+        const float wa = weight[t], wb = weight[t + 1];
+        for (int k = 0; k < width; k++) out[k] += wa * (float)source[k] + wb * (float)b[k];
+    }
+    if (t < n)
+        for (int k = 0; k < width; k++) out[k] += weight[t] * (float)source[k];
+}
+
+INLINE void transpose(const float *from, size_t from_pitch, float *to, size_t to_pitch) {
+    const quad a = *(const quad *)from, b = *(const quad *)(from + from_pitch);
+    const quad c = *(const quad *)(from + 2 * from_pitch), d = *(const quad *)(from + 3 * from_pitch);
+    const quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    *(quad *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+    *(quad *)(to + to_pitch) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    *(quad *)(to + 2 * to_pitch) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
+    *(quad *)(to + 3 * to_pitch) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+}
+
+/* Up to four neighbouring pixels of sixteen rows, all channels, to `out` (row `top`, column i of the view). */
+INLINE void store_pixels(float tile[3][4][LANES], float *out, int size, int rows, int pixels) {
+    const size_t area = (size_t)size * size;
+    for (int c = 0; c < 3; c++, out += area) {
+        if (rows == LANES && pixels == 4) {
+            for (int l = 0; l < LANES; l += 4) transpose(&tile[c][0][l], LANES, out + (size_t)l * size, size);
+        } else {
+            for (int l = 0; l < rows; l++)
+                for (int j = 0; j < pixels; j++) out[(size_t)l * size + j] = tile[c][j][l];
+        }
     }
 }
 
@@ -114,72 +148,61 @@ INLINE void resize(const Job *job, Scratch *s, int view, float *out) {
     const int size = job->size;
     const float *box = job->box + 4 * (size_t)view;
     const int y0 = (int)box[0], x0 = (int)box[1], h = (int)box[2], w = (int)box[3], wide = 3 * w;
+    const size_t pitch = ((size_t)wide + LANES - 1) / LANES * LANES;
     const int64_t image = job->shown[view];
     const size_t stride = 3 * (size_t)job->widths[image];
     const uint8_t *source = job->pixels[image] + (size_t)y0 * stride + 3 * (size_t)x0;
-    const size_t area = (size_t)size * size;
     weigh(s->down, s->down_first, s->down_count, s->down_taps, h, size, job->bicubic, 0);
     weigh(s->across, s->across_first, s->across_count, s->across_taps, w, size, job->bicubic, job->flip[view]);
     for (int top = 0; top < size; top += LANES) {
         const int block = size - top < LANES ? size - top : LANES;
         for (int l = 0; l < block; l++)
-            blend_rows(s->rows + (size_t)l * wide, source + (size_t)s->down_first[top + l] * stride, stride,
+            blend_rows(s->rows + l * pitch, source + (size_t)s->down_first[top + l] * stride, stride,
                        s->down + (size_t)(top + l) * s->down_taps, s->down_count[top + l], wide);
-        for (int k = 0; k < wide; k++)
-            for (int l = 0; l < LANES; l++) s->columns[(size_t)k * LANES + l] = s->rows[(size_t)l * wide + k];
-        for (int i = 0; i < size; i++) {
-            const float *weight = s->across + (size_t)i * s->across_taps;
-            const lanes *column = (const lanes *)s->columns + 3 * (size_t)s->across_first[i];
-            lanes red = {0}, green = {0}, blue = {0};
-            for (int t = 0; t < s->across_count[i]; t++, column += 3) {
-                red += column[0] * weight[t];
-                green += column[1] * weight[t];
-                blue += column[2] * weight[t];
+        for (size_t k = 0; k < pitch; k += 4)
+            for (int l = 0; l < LANES; l += 4) transpose(s->rows + l * pitch + k, pitch, s->columns + k * LANES + l, LANES);
+        for (int i = 0; i < size; i += 4) {
+            const int pixels = size - i < 4 ? size - i : 4;
+            float tile[3][4][LANES];
+            for (int j = 0; j < pixels; j++) {
+                const float *weight = s->across + (size_t)(i + j) * s->across_taps;
+                const lanes *column = (const lanes *)s->columns + 3 * (size_t)s->across_first[i + j];
+                lanes red = {0}, green = {0}, blue = {0};
+                for (int t = 0; t < s->across_count[i + j]; t++, column += 3) {
+                    red += column[0] * weight[t];
+                    green += column[1] * weight[t];
+                    blue += column[2] * weight[t];
+                }
+                for (int l = 0; l < LANES; l++) tile[0][j][l] = clip(red[l] * (1.0f / 255.0f));
+                for (int l = 0; l < LANES; l++) tile[1][j][l] = clip(green[l] * (1.0f / 255.0f));
+                for (int l = 0; l < LANES; l++) tile[2][j][l] = clip(blue[l] * (1.0f / 255.0f));
             }
-            float *pixel = out + (size_t)top * size + i;
-            for (int l = 0; l < block; l++, pixel += size) {
-                pixel[0] = clip(red[l] * (1.0f / 255.0f));
-                pixel[area] = clip(green[l] * (1.0f / 255.0f));
-                pixel[2 * area] = clip(blue[l] * (1.0f / 255.0f));
-            }
+            store_pixels(tile, out + (size_t)top * size + i, size, block, pixels);
         }
     }
 }
 
 /* ------------------------------------------------------------------------------------------------------- colour */
 
-#define PLANES float *restrict r = x, *restrict g = x + area, *restrict b = x + 2 * area
+/* Operations on n ≤ CHUNK pixels: three short planes that stay in the first-level cache from one to the next. */
+#define PIXELS float *restrict r, float *restrict g, float *restrict b, int n
+#define EACH for (int p = 0; p < n; p++)
 INLINE float level(float r, float g, float b) { return (r * 0.2989f + g * 0.587f) + b * 0.114f; }
 
-INLINE float mean_of(const float *x, int area) {
-    double total = 0.0;
-    for (int begin = 0; begin < area; begin += 4096) {
-        const int stop = begin + 4096 < area ? begin + 4096 : area;
-        lanes sum = {0};
-        int p = begin;
-        for (; p + LANES <= stop; p += LANES) sum += *(const lanes *)(x + p);
-        for (; p < stop; p++) total += x[p];
-        for (int l = 0; l < LANES; l++) total += sum[l];
-    }
-    return (float)(total / area);
-}
-
-INLINE void brightness(float *restrict x, int area, float amount, int additive) {
+INLINE void brightness(PIXELS, float amount, int additive) {
     if (additive)
-        for (int p = 0; p < 3 * area; p++) x[p] = clip(x[p] + amount);
+        EACH r[p] = clip(r[p] + amount), g[p] = clip(g[p] + amount), b[p] = clip(b[p] + amount);
     else
-        for (int p = 0; p < 3 * area; p++) x[p] = clip(x[p] * amount);
+        EACH r[p] = clip(r[p] * amount), g[p] = clip(g[p] * amount), b[p] = clip(b[p] * amount);
 }
 
-INLINE void contrast(float *restrict x, int area, float amount) {
-    const float pivot = level(mean_of(x, area), mean_of(x + area, area), mean_of(x + 2 * area, area));
+INLINE void contrast(PIXELS, float amount, float pivot) {
     const float offset = pivot * (1.0f - amount);
-    for (int p = 0; p < 3 * area; p++) x[p] = clip(x[p] * amount + offset);
+    EACH r[p] = clip(r[p] * amount + offset), g[p] = clip(g[p] * amount + offset), b[p] = clip(b[p] * amount + offset);
 }
 
-INLINE void saturation(float *restrict x, int area, float amount) {
-    PLANES;
-    for (int p = 0; p < area; p++) {
+INLINE void saturation(PIXELS, float amount) {
+    EACH {
         const float gray = level(r[p], g[p], b[p]) * (1.0f - amount);
         r[p] = clip(r[p] * amount + gray);
         g[p] = clip(g[p] * amount + gray);
@@ -188,10 +211,9 @@ INLINE void saturation(float *restrict x, int area, float amount) {
 }
 
 /* A turn of the HSV wheel that keeps value and chroma; see `color.py`. */
-INLINE void hue(float *restrict x, int area, float amount) {
-    PLANES;
+INLINE void hue(PIXELS, float amount) {
     const float turn = amount * 6.0f;
-    for (int p = 0; p < area; p++) {
+    EACH {
         const float red = r[p], green = g[p], blue = b[p];
         float high = red > green ? red : green, low = red < green ? red : green;
         high = high > blue ? high : blue;
@@ -208,18 +230,52 @@ INLINE void hue(float *restrict x, int area, float amount) {
     }
 }
 
+INLINE double sum_of(const float *x, int n) {
+    lanes sums = {0};
+    double total = 0.0;
+    int p = 0;
+    for (; p + LANES <= n; p += LANES) sums += *(const lanes *)(x + p);
+    for (; p < n; p++) total += x[p];
+    for (int l = 0; l < LANES; l++) total += sums[l];
+    return total;
+}
+
+enum { BRIGHTNESS, CONTRAST, SATURATION, HUE };
+
+/* Jitter and grayscale. Contrast needs the mean of all pixels as they are before it, so there are two sweeps. */
 INLINE void color(const Job *job, int view, float *x, int area) {
-    if (!job->jitter[view]) return;
     const float *factor = job->factors + 4 * (size_t)view;
-    for (int k = 0; k < 4; k++) {
+    int operations[4], count = 0, pivoted = 0;
+    for (int k = 0; k < 4 && job->jitter[view]; k++) {
         const int operation = job->order[4 * (size_t)view + k];
         if (!job->enabled[operation]) continue;
-        switch (operation) {
-        case 0: brightness(x, area, factor[0], job->additive_brightness); break;
-        case 1: contrast(x, area, factor[1]); break;
-        case 2: saturation(x, area, factor[2]); break;
-        default: hue(x, area, factor[3]);
+        if (operation == CONTRAST) pivoted = count;
+        operations[count++] = operation;
+    }
+    const int with_contrast = count && operations[pivoted] == CONTRAST;
+    float pivot = 0.0f;
+    for (int sweep = with_contrast ? 0 : 1; sweep < 2; sweep++) {
+        const int first = sweep && with_contrast ? pivoted : 0, stop = sweep ? count : pivoted;
+        double total[3] = {0.0, 0.0, 0.0};
+        for (int begin = 0; begin < area; begin += CHUNK) {
+            const int n = area - begin < CHUNK ? area - begin : CHUNK;
+            float *r = x + begin, *g = r + area, *b = g + area;
+            if (job->gray[view] && job->grayscale_first && sweep == !with_contrast)
+                EACH r[p] = g[p] = b[p] = level(r[p], g[p], b[p]);
+            for (int k = first; k < stop; k++) {
+                switch (operations[k]) {
+                case BRIGHTNESS: brightness(r, g, b, n, factor[BRIGHTNESS], job->additive_brightness); break;
+                case CONTRAST: contrast(r, g, b, n, factor[CONTRAST], pivot); break;
+                case SATURATION: saturation(r, g, b, n, factor[SATURATION]); break;
+                default: hue(r, g, b, n, factor[HUE]);
+                }
+            }
+            if (!sweep)
+                total[0] += sum_of(r, n), total[1] += sum_of(g, n), total[2] += sum_of(b, n);
+            else if (job->gray[view] && !job->grayscale_first)
+                EACH r[p] = g[p] = b[p] = level(r[p], g[p], b[p]);
         }
+        pivot = level((float)(total[0] / area), (float)(total[1] / area), (float)(total[2] / area));
     }
 }
 
@@ -303,10 +359,6 @@ static void render_view(const Job *job, Scratch *s, int view) {
     float *restrict x = job->out + 3 * (size_t)area * view;
     resize(job, s, view, x);
     color(job, view, x, area);
-    if (job->gray[view]) {
-        PLANES;
-        for (int p = 0; p < area; p++) r[p] = g[p] = b[p] = level(r[p], g[p], b[p]);
-    }
     if (job->sigma[view] > 0.0f) blur(job, s, job->sigma[view], x);
     if (job->solarize[view])
         for (int p = 0; p < 3 * area; p++) x[p] = x[p] < 1.0f - x[p] ? x[p] : 1.0f - x[p];
@@ -321,7 +373,7 @@ static void render_view(const Job *job, Scratch *s, int view) {
 }
 
 static int allocate(const Job *job, Scratch *s) {
-    const size_t size = (size_t)job->size, wide = 3 * (size_t)job->longest_width * LANES;
+    const size_t size = (size_t)job->size, wide = (3 * (size_t)job->longest_width + LANES) * LANES;
     s->down_taps = taps_for(job->longest_height, job->size, job->bicubic);
     s->across_taps = taps_for(job->longest_width, job->size, job->bicubic);
     s->pitch = (job->size + LANES - 1) / LANES * LANES;
