@@ -30,6 +30,7 @@ class Configuration:
     inner_trips: how often the loop inside the hot loop runs, if it has one.
     units_per_program: for a kernel that counts as a whole and has no anchor: what one program handles.
     flops, exponentials, bytes: work of one unit on the tensor cores, the exp unit and in device memory.
+    unaligned: it reads bytes at any address, which rules loads of 128 bits out.
     budget: most instructions a unit that the hot loop may take, by target; absent means reported only.
     """
 
@@ -47,4 +48,5 @@ class Configuration:
     flops: float = 0.0
     exponentials: float = 0.0
     bytes: float = 0.0
+    unaligned: bool = False
     budget: Mapping[str, float] = field(default_factory=dict)

@@ -91,7 +91,7 @@ def faults(row: Row) -> list[str]:
         found.append(f"{row['shared_bytes']} bytes of shared memory")
     if row["needs_tensor_cores"] and not row["tensor_instruction"]:
         found.append("no tensor instruction")
-    if row["target"].startswith("sm_") and row["widest_load"] < 128:
+    if row["target"].startswith("sm_") and row["widest_load"] < 128 and not row.get("unaligned"):
         found.append(f"global loads of at most {row['widest_load']} bits")
     if row["budget"] and row["instructions_per_unit"] > row["budget"]:
         found.append(f"{row['instructions_per_unit']} instructions a {row['unit']}, budget {row['budget']}")
@@ -131,6 +131,7 @@ def _row(op: str, target: str, index: int) -> Row:
         "tensor_instruction": compiled.tensor_instruction or "",
         "needs_tensor_cores": shipped.flops > 0,
         "widest_load": compiled.widest_load,
+        **({"unaligned": True} if shipped.unaligned else {}),
         "loop_instructions": loop.instructions,
         "unit": shipped.unit,
         "instructions_per_unit": round(each, 2),

@@ -26,7 +26,7 @@ def test_a_shipped_kernel_keeps_its_limits(row):
     assert row["instructions_per_unit"] <= (row["budget"] or float("inf"))
     if row["needs_tensor_cores"]:
         assert row["tensor_instruction"].startswith(TENSOR[row["target"]])
-    if row["target"] != "gfx942":
+    if row["target"] != "gfx942" and not row.get("unaligned"):
         assert row["widest_load"] == 128
 
 
