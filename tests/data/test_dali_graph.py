@@ -5,8 +5,10 @@ Tolerances are in levels of 255. Every step rounds to 8 bits, half a level; DALI
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from fastssl import config as configuration
 from fastssl import recipes
 from fastssl.data import ArraySource, Augmentation, CenterCrop, ViewLoader, evaluation_batches, open_source, reader
 from fastssl.data.blur import blur
+from fastssl.data.decode import decode_one
 from fastssl.data.params import ViewParams, sample_params
 from fastssl.data.render import render
 from fastssl.data.views import ViewSpec
@@ -440,3 +443,29 @@ def test_arrays_and_evaluation():
     assert len(distance) == 20
     assert distance[..., 1:-1, 1:-1].max() <= 3
     assert distance.max() <= 16
+
+
+# --------------------------------------------------------------------------------------------------------- benchmark
+
+
+def test_the_graph_of_the_benchmarks_draws_the_same_views(dali, make_jpeg):
+    """From encoded bytes, all views in one pipeline, batches ahead of each other, epoch after epoch."""
+    path = Path(__file__).parents[2] / "benchmarks" / "data" / "dali_graph.py"
+    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("dali_benchmark", path))
+    spec.loader.exec_module(module)
+    files = [make_jpeg(h, w, seed) for seed, (h, w) in enumerate(SIZES[:-1])]
+    images = [decode_one(data) for data in files]
+    sizes = np.array([image.shape[:2] for image in images])
+    graph = module.EncodedGraph(RECIPE, batch_size=2, threads=2)
+    for epoch in range(2):
+        fed = list(module.feeds(files, sizes, RECIPE, 2, seed=1, epoch=epoch))
+        batches = list(graph.epoch(fed))
+        assert len(batches) == len(fed) == 4
+        for step, (views, (_, params)) in enumerate(zip(batches, fed, strict=True)):
+            shown = images[2 * step : 2 * step + 2]
+            groups = [RECIPE.views[g] for g in (0, 0, 1, 2)]
+            for view, rows, group in zip(views, params, groups, strict=True):
+                assert torch.equal(view, dali.render(shown, rows, group, MEAN, STD))
+    with pytest.raises(UserError, match="blur-kind pil"):
+        module.EncodedGraph(module.SWAV, batch_size=2)
+    assert all(group.blur_kind == "gaussian" for group in module.gaussian(module.SWAV).views)
