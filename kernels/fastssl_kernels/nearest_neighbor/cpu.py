@@ -17,8 +17,8 @@ ROWS, COLUMNS = 512, 1024
 # Rows of the queue in a group, which divides COLUMNS. The first pass costs the same for any; larger groups leave fewer
 # maxima to choose from, smaller ones fewer candidates.
 GROUP = 64
-# Numbers of candidates, and of keys, that are in memory at a time.
-CANDIDATES, KEYS = 1 << 20, 1 << 19
+# Numbers of candidates (1 MB: larger blocks leave the cache), and of keys, that are in memory at a time.
+CANDIDATES, KEYS = 1 << 18, 1 << 19
 LAST = (1 << 32) - 1
 LEAST = -(1 << 63)
 
@@ -57,7 +57,7 @@ def _peaks(unit: Tensor, queue: Tensor) -> Tensor:
 def _best_groups(peaks: Tensor, k: int) -> Tensor:
     """[rows, min(k, groups)]: the groups with the largest maxima; of equal ones the first."""
     if k == 1:
-        return peaks.argmax(0)[:, None]
+        return peaks.T.contiguous().argmax(1, keepdim=True)  # rows apart: twice as fast
     groups, best = len(peaks), []
     place = torch.arange(groups)
     for part in peaks.split(max(1, KEYS // groups), 1):

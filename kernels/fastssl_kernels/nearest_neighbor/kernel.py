@@ -184,14 +184,14 @@ def pick_kernel(
     for _ in range(tl.minimum(k, slots)):
         key = tl.max(tiles, 0)
         tiles = tl.where(tiles == key, LEAST, tiles)
-        start = place_of(key) * BN
+        first = place_of(key) * BN
         total = tl.zeros((BN, W), tl.float32)
         for piece in range(0, D, W):
             own = tl.load(x + row * D + piece + column, mask=piece + column < D, other=0.0).to(tl.float32) * scale
-            theirs = load_piece(queue, start, length, piece, D, BN, W, True).to(tl.float32)
+            theirs = load_piece(queue, first, length, piece, D, BN, W, True).to(tl.float32)
             total += theirs * own[None, :]
-        place = start + tl.arange(0, BN)
-        best = insert(best, tl.where(place < length, pack(tl.sum(total, 1), place), LEAST))
+        candidate = first + tl.arange(0, BN)
+        best = insert(best, tl.where(candidate < length, pack(tl.sum(total, 1), candidate), LEAST))
     for nth in range(k):
         key = tl.max(best, 0)
         best = tl.where(best == key, LEAST, best)

@@ -38,8 +38,8 @@ _TABLE = {
     ("sm_100", 4, "narrow"): Tile(128, 64, 64, 8, 2),
     ("sm_100", 4, "wide"): Tile(128, 64, 32, 8, 2),
     # 64 KB of local memory; a wave has 64 lanes.
-    ("gfx942", 2, "narrow"): Tile(128, 128, 128, 8, 2),
-    ("gfx942", 2, "middle"): Tile(64, 64, 128, 4, 1),
+    ("gfx942", 2, "narrow"): Tile(128, 64, 128, 4, 1),
+    ("gfx942", 2, "middle"): Tile(128, 64, 128, 4, 1),
     ("gfx942", 2, "wide"): Tile(64, 64, 128, 4, 2),
     ("gfx942", 4, "narrow"): Tile(64, 64, 64, 4, 1),
     ("gfx942", 4, "wide"): Tile(64, 64, 32, 4, 2),
