@@ -8,6 +8,7 @@ from .lars import LARS, exclude_from_adaptation
 from .nearest_neighbor import Neighbors, Queue, nearest_neighbor
 from .nt_xent import Metrics, info_nce, nt_xent
 from .relic import RelicMetrics, relic, sample_negatives
+from .sinkhorn import sinkhorn, sinkhorn_from_features
 
 __all__ = [
     "LARS",
@@ -23,4 +24,6 @@ __all__ = [
     "nt_xent",
     "relic",
     "sample_negatives",
+    "sinkhorn",
+    "sinkhorn_from_features",
 ]

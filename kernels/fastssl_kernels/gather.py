@@ -56,6 +56,14 @@ def gather_rows(rows: Tensor, segments: int, name: str) -> Tensor:
     return by_rank.transpose(0, 1).reshape(gathered.shape)
 
 
+def all_reduce(x: Tensor, operation: Literal["sum", "max", "min"], name: str) -> Tensor:
+    """Combine `x` of all ranks, in place and element by element; without a group nothing happens."""
+    if name:
+        operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+        dist.all_reduce(x, operations[operation], group=_named(name))
+    return x
+
+
 def _named(name: str) -> dist.ProcessGroup:
     return _resolve_process_group(cast(Any, name))
 
