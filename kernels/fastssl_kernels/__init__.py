@@ -9,6 +9,7 @@ from .nearest_neighbor import Neighbors, Queue, nearest_neighbor
 from .nt_xent import Metrics, info_nce, nt_xent
 from .relic import RelicMetrics, relic, sample_negatives
 from .sinkhorn import sinkhorn, sinkhorn_from_features
+from .swapped_prediction import swapped_prediction
 
 __all__ = [
     "LARS",
@@ -26,4 +27,5 @@ __all__ = [
     "sample_negatives",
     "sinkhorn",
     "sinkhorn_from_features",
+    "swapped_prediction",
 ]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from .gather import Group
 from .nearest_neighbor import Queue, nearest_neighbor
 from .nt_xent import nt_xent
+from .sinkhorn import sinkhorn
+from .swapped_prediction import swapped_prediction
 
 
 class NTXentLoss(nn.Module):
@@ -67,3 +69,51 @@ class NNMemoryBankModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"size={self.size}, gather_distributed={self.gather_distributed}"
+
+
+class SwaVLoss(nn.Module):
+    """lightly's `SwaVLoss`: called with lists of scores [B, K], it returns a scalar.
+
+    temperature: τ > 0 of the predictions. sinkhorn_epsilon, sinkhorn_iterations: of the codes.
+    sinkhorn_gather_distributed: let the rows of all ranks share the prototypes.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        sinkhorn_iterations: int = 3,
+        sinkhorn_epsilon: float = 0.05,
+        sinkhorn_gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.sinkhorn_gather_distributed = sinkhorn_gather_distributed
+
+    def forward(
+        self,
+        high_resolution_outputs: list[Tensor],
+        low_resolution_outputs: list[Tensor],
+        queue_outputs: list[Tensor] | None = None,
+    ) -> Tensor:
+        queues = queue_outputs if queue_outputs is not None else [None] * len(high_resolution_outputs)
+        codes = [
+            sinkhorn(
+                scores,
+                epsilon=self.sinkhorn_epsilon,
+                iterations=self.sinkhorn_iterations,
+                queue=queue,
+                group=None if self.sinkhorn_gather_distributed else "local",
+            )
+            for scores, queue in zip(high_resolution_outputs, queues, strict=True)
+        ]
+        crops = [*high_resolution_outputs, *low_resolution_outputs]
+        return swapped_prediction(crops, None, codes, temperature=self.temperature, assign=range(len(codes)))
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, sinkhorn_iterations={self.sinkhorn_iterations}, "
+            f"sinkhorn_epsilon={self.sinkhorn_epsilon}, "
+            f"sinkhorn_gather_distributed={self.sinkhorn_gather_distributed}"
+        )
