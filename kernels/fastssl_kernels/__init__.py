@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .augment import render_views, view_parameters
 from .byol import byol_loss
 from .ema import ema_update_
 from .lars import LARS, exclude_from_adaptation
@@ -24,8 +25,10 @@ __all__ = [
     "nearest_neighbor",
     "nt_xent",
     "relic",
+    "render_views",
     "sample_negatives",
     "sinkhorn",
     "sinkhorn_from_features",
     "swapped_prediction",
+    "view_parameters",
 ]

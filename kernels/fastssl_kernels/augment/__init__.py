@@ -1,0 +1,7 @@
+"""Views of images: crop, resize, colour, blur and normalise, from decoded bytes to a batch of the model's dtype."""
+
+from .op import render_views
+from .parameters import view_parameters
+from .reference import render_views_reference
+
+__all__ = ["render_views", "render_views_reference", "view_parameters"]
