@@ -31,7 +31,8 @@ LOG2E = math.log2(math.e)
 # fp16 weights are computed 2^4 times too large, so that probabilities down to 4e-6 stay normal; the largest, about
 # 1 + 2α/τ, stay far below 2^11.
 HALF_RESCALE = 16.0
-COMBINED = 128
+# Images of a program of four warps: four numbers a thread, loads of 128 bits.
+COMBINED = 512
 
 
 def relic_forward(
@@ -65,7 +66,7 @@ def relic_backward(
     rescale = HALF_RESCALE if pairs.products == torch.float16 else 1.0
     partial = _weighted_sums(z, columns, table, negatives, pairs, rescale, group)
     out = torch.empty_like(online)
-    per_program = _rows_per_program(z.shape[1])
+    per_program = rows_per_program(z.shape[1])
     view_gradient_kernel[(triton.cdiv(pairs.batch, per_program), pairs.views)](
         partial,
         online,
@@ -155,7 +156,7 @@ def _statistics(
     """[6 or 7, pairs, B]; see the kernel."""
     c = LOG2E / pairs.temperature
     statistics = z.new_empty((7 if metrics else 6, pairs.views * pairs.large, pairs.batch), dtype=torch.float32)
-    per_program = _rows_per_program(z.shape[1])
+    per_program = rows_per_program(z.shape[1])
     pair_statistics_kernel[(triton.cdiv(pairs.batch, per_program),)](
         partial,
         z,
@@ -276,6 +277,6 @@ def _splits(wanted: int, programs: int, tiles: int, negatives: Tensor | None) ->
     return 1 if negatives is not None else max(1, min(wanted // programs, tiles // 4))
 
 
-def _rows_per_program(width: int) -> int:
+def rows_per_program(width: int) -> int:
     """Rows in fp32 that four warps hold three times over."""
     return max(1, min(16, 2048 // width))

@@ -21,17 +21,18 @@ def tile_for(kernel: str, width: int, products: torch.dtype, target: str, column
 # of rows and of columns in shared memory and two of logits in registers, so that tiles are half those of NT-Xent.
 _TABLE = {
     ("sm_80", 2, "narrow"): {"sums": Tile(64, 64, 128, 4, 2), "gradient": Tile(64, 64, 128, 4, 2)},
-    ("sm_80", 2, "middle"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 2)),
+    ("sm_80", 2, "middle"): {"sums": Tile(64, 32, 128, 4, 2), "gradient": Tile(64, 32, 128, 4, 1)},
     ("sm_80", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 2)),
-    ("sm_80", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(32, 32, 64, 4, 2)),
+    # Pieces of 64 spill forward; with two stages they need 104 KB.
+    ("sm_80", 4, "narrow"): {"sums": Tile(32, 32, 32, 4, 2), "gradient": Tile(32, 32, 64, 4, 1)},
     ("sm_90", 2, "narrow"): {"sums": Tile(128, 64, 128, 8, 3), "gradient": Tile(128, 64, 128, 8, 3)},
     ("sm_90", 2, "middle"): {"sums": Tile(64, 64, 256, 4, 2), "gradient": Tile(64, 64, 256, 8, 2)},
     ("sm_90", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 64, 128, 4, 2)),
     ("sm_90", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 64, 4, 2)),
     ("sm_100", 2, "narrow"): {"sums": Tile(128, 64, 128, 8, 3), "gradient": Tile(128, 64, 128, 8, 3)},
     ("sm_100", 2, "middle"): {"sums": Tile(64, 64, 256, 4, 2), "gradient": Tile(64, 64, 256, 8, 2)},
-    ("sm_100", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 64, 128, 4, 2)),
-    ("sm_100", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 64, 4, 2)),
+    ("sm_100", 2, "wide"): {"sums": Tile(64, 64, 128, 4, 2), "gradient": Tile(64, 64, 128, 8, 2)},
+    ("sm_100", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 32, 4, 2)),
     ("gfx942", 2, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 1)),
     ("gfx942", 2, "middle"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 1)),
     ("gfx942", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 1)),
