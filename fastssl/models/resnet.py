@@ -1,7 +1,9 @@
 """Residual networks with torchvision's parameter names, so that weights travel without conversion.
 
 He et al., arXiv 1512.03385; the bottleneck keeps its stride in the 3 × 3 convolution ("v1.5"), as every
-self-supervised reference does. Without a classifier: the forward pass returns the pooled features `[B, D]`.
+self-supervised reference does. Without a classifier: the forward pass returns the pooled features `[B, D]`. With
+selective kernels the stem is three 3 × 3 convolutions and shortcuts pool before they project (ResNet-D), as in
+SimCLR v2.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from .conv import Conv2d
+from .selective import SelectiveKernel
 
 Stem = Literal["imagenet", "cifar", "cifar-s2"]
 
@@ -41,16 +44,20 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     expansion = 4
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, sk_ratio: float = 0.0) -> None:
         super().__init__()
         self.conv1 = Conv2d(channels_in, channels, 1)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = Conv2d(channels, channels, 3, stride)
-        self.bn2 = nn.BatchNorm2d(channels)
+        if sk_ratio:  # normalised within, and not negative: the ReLU that follows changes nothing
+            self.conv2: nn.Module = SelectiveKernel(channels, channels, stride, sk_ratio)
+            self.bn2: nn.Module = nn.Identity()
+        else:
+            self.conv2 = Conv2d(channels, channels, 3, stride)
+            self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = Conv2d(channels, channels * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(channels_in, channels * self.expansion, stride)
+        self.downsample = _shortcut(channels_in, channels * self.expansion, stride, pooled=sk_ratio > 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -63,10 +70,21 @@ class Bottleneck(nn.Module):
         return self.bn3
 
 
-def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+def _shortcut(channels_in: int, channels_out: int, stride: int, *, pooled: bool = False) -> nn.Sequential | None:
     if stride == 1 and channels_in == channels_out:
         return None
+    if pooled:
+        pool = nn.AvgPool2d(2, 2, ceil_mode=True) if stride > 1 else nn.Identity()
+        return nn.Sequential(pool, Conv2d(channels_in, channels_out, 1), nn.BatchNorm2d(channels_out))
     return nn.Sequential(Conv2d(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
+
+
+def _deep_stem(width: int) -> nn.Sequential:
+    half = width // 2
+    parts: list[nn.Module] = []
+    for channels_in, stride in ((3, 2), (half, 1)):
+        parts += [Conv2d(channels_in, half, 3, stride), nn.BatchNorm2d(half), nn.ReLU(inplace=True)]
+    return nn.Sequential(*parts, Conv2d(half, width, 3))
 
 
 class ResNet(nn.Module):
@@ -74,6 +92,7 @@ class ResNet(nn.Module):
 
     `width` multiplies every channel count (64 at the stem). Stems: "imagenet" is 7 × 7 / 2 and a max-pool / 2;
     "cifar" is 3 × 3 without a pool (SimCLR, app. B.9); "cifar-s2" the same with stride 2, four times cheaper.
+    `sk_ratio` above 0 gives bottlenecks selective kernels (0.0625 in SimCLR v2), a deep stem and pooled shortcuts.
     `zero_init_residual` starts the last scale of every block at zero (Goyal et al., arXiv 1706.02677).
     """
 
@@ -90,30 +109,36 @@ class ResNet(nn.Module):
         stem: Stem = "imagenet",
         width: float = 1.0,
         zero_init_residual: bool = True,
+        sk_ratio: float = 0.0,
     ) -> None:
         super().__init__()
         base = max(8, round(64 * width))
         kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "cifar-s2": (3, 2)}[stem]
-        self.conv1 = Conv2d(3, base, kernel, stride)
+        self.conv1: nn.Module = Conv2d(3, base, kernel, stride)
+        if sk_ratio and stem == "imagenet":
+            self.conv1 = _deep_stem(base)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         channels = base
+        options = {"sk_ratio": sk_ratio} if sk_ratio else {}
         for stage, count in enumerate(blocks):
             stage_width = base * 2**stage
             layers: list[nn.Module] = []
             for index in range(count):
-                layers.append(block(channels, stage_width, 2 if stage and not index else 1))
+                layers.append(block(channels, stage_width, 2 if stage and not index else 1, **options))
                 channels = stage_width * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.feature_dim = channels
-        self._initialise(zero_init_residual)
+        self.zero_init_residual = zero_init_residual
+        self.initialise()
 
-    def _initialise(self, zero_init_residual: bool) -> None:
+    def initialise(self) -> None:
+        """He's initial weights (arXiv 1502.01852, fan out)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+            elif self.zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -128,6 +153,9 @@ DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+    "resnet200": (Bottleneck, (3, 24, 36, 3)),
 }
 
 

@@ -8,9 +8,10 @@ from torch import nn
 from fastssl.errors import UserError
 from fastssl.models import BackboneConfig, build_backbone, mlp_head, resnet
 from fastssl.models.backbones import parameter_count
+from fastssl.models.selective import SelectiveKernel
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
 def test_weights_travel_to_torchvision_and_give_identical_features(name):
     torch.manual_seed(0)
     ours = resnet(name, zero_init_residual=False).eval()
@@ -74,3 +75,57 @@ def test_head_without_last_norm_ends_in_a_bias():
 def test_bad_backbones_are_one_sentence(field, value):
     with pytest.raises(UserError, match=f"--backbone.{field}"):
         build_backbone(BackboneConfig(**{field: value}))
+
+
+# Millions of parameters that the SimCLR v2 paper states (arXiv 2006.10029, table 1), to its own rounding.
+PUBLISHED = [
+    ("resnet50", 1, 0.0, 24),
+    ("resnet50", 1, 0.0625, 35),
+    ("resnet50", 2, 0.0, 94),
+    ("resnet50", 2, 0.0625, 140),
+    ("resnet101", 1, 0.0, 43),
+    ("resnet101", 2, 0.0625, 257),
+    ("resnet152", 1, 0.0, 58),
+    ("resnet152", 1, 0.0625, 89),
+    ("resnet152", 2, 0.0625, 354),
+    ("resnet152", 3, 0.0625, 795),
+]
+
+
+@pytest.mark.parametrize(("name", "width", "sk_ratio", "millions"), PUBLISHED)
+def test_sizes_with_selective_kernels(name, width, sk_ratio, millions):
+    with torch.device("meta"):
+        network = resnet(name, width=width, sk_ratio=sk_ratio)
+    assert parameter_count(network) / 1e6 == pytest.approx(millions, abs=0.65)
+    assert network.feature_dim == 2048 * width
+
+
+def test_selective_kernel_is_its_definition():
+    """Two streams, weighted channel by channel by a softmax over what the pooled sum says."""
+    torch.manual_seed(0)
+    layer = SelectiveKernel(6, 10, 2, 0.0625).eval()
+    assert layer.reduce.out_channels == 32, "the least width"
+    x = torch.randn(3, 6, 9, 9)
+    with torch.no_grad():
+        streams = torch.relu(layer.bn(layer.conv(x))).view(3, 2, 10, 5, 5)
+        pooled = streams.sum(1).mean((2, 3))
+        hidden = torch.relu(layer.reduce_bn((pooled @ layer.reduce.weight[:, :, 0, 0].T)[:, :, None, None]))[:, :, 0, 0]
+        weights = (hidden @ layer.expand.weight[:, :, 0, 0].T).view(3, 2, 10).softmax(1)
+        expected = (streams * weights[..., None, None]).sum(1)
+        torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("side", [64, 33])
+def test_selective_network_runs_forward_and_backward(side):
+    network = resnet("resnet50", width=0.25, sk_ratio=0.0625)
+    features = network(torch.randn(2, 3, side, side))
+    assert features.shape == (2, 512)
+    features.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_selective_kernels_need_bottlenecks():
+    with pytest.raises(UserError, match="bottlenecks"):
+        BackboneConfig(name="resnet18", sk_ratio=0.0625).validate()
+    with pytest.raises(UserError, match="sk-ratio"):
+        BackboneConfig(sk_ratio=2.0).validate()
