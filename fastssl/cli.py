@@ -30,7 +30,8 @@ usage: fastssl COMMAND ...
   report RUN_DIR      write the report of a run again and print its table
   doctor              versions, devices and back ends on this machine
 
-`fastssl COMMAND --help` lists the options with types and defaults. Methods: simclr.
+`fastssl COMMAND --help` lists the options with types and defaults. Methods: simclr,
+simclrv2, mocov1, mocov2, byol, swav, nnclr, relic, relicv2.
 """
 
 

@@ -13,7 +13,8 @@ import yaml
 
 from .data.views import Augmentation, CenterCrop, ViewSpec
 from .errors import UserError
-from .methods import SimCLRConfig
+from .methods import METHODS, MethodConfig, method_name
+from .methods.simclr import SimCLRConfig
 from .models import BackboneConfig
 from .optim import OptimConfig
 
@@ -54,7 +55,7 @@ class LoaderConfig:
     decoder: Literal["auto", "dali", "torchvision"] = "auto"
     """JPEG decoder; auto takes DALI where it is installed."""
     renderer: Literal["auto", "native", "torch", "dali"] = "auto"
-    """Who draws the views; auto takes the compiled renderer for the CPU, torch elsewhere, and never DALI's operators."""
+    """Who draws the views; auto takes the compiled renderer for the CPU, torch elsewhere, never DALI's operators."""
     threads: int = 2
     """Threads that read, decode and render."""
     prefetch: int | None = None
@@ -97,7 +98,7 @@ class Config:
     """Where everything is written; by default runs/<method>-<recipe>."""
     recipe: str = "imagenet-1000ep"
     """Which published set of constants the rest starts from."""
-    method: SimCLRConfig = field(default_factory=SimCLRConfig)
+    method: MethodConfig = field(default_factory=SimCLRConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     augment: Augmentation = field(default_factory=Augmentation)
     evaluate: CenterCrop = field(default_factory=CenterCrop)
@@ -108,17 +109,15 @@ class Config:
 
     @property
     def method_name(self) -> str:
-        return METHODS[type(self.method)]
-
-
-METHODS: dict[type, str] = {SimCLRConfig: "simclr"}
+        return method_name(self.method)
 
 
 def validate(config: Config) -> None:
     """Raise `UserError` for the first constant that cannot be: before any work starts."""
     config.optim.validate()
     config.backbone.validate()
-    config.method.validate(config.augment.views_per_image)
+    config.method.validate(config.augment.counts)
+    config.method.validate_batch(config.train.batch_size)
     for index, spec in enumerate(config.augment.views):
         _validate_view(spec, f"--augment.views.{index}")
         if config.loader.renderer == "dali" and spec.blur > 0 and spec.blur_kind == "pil":
@@ -180,13 +179,21 @@ def _validate_numbers(config: Config) -> None:
         raise UserError(f"--monitor.knn-temperature must be > 0, got {config.monitor.knn_temperature}")
 
 
+_NAME = "method_name"
 _converter = cattrs.Converter(forbid_extra_keys=True)
+# The class of the method's constants hangs on the method's name, which `from_dict` puts among them.
+_converter.register_structure_hook_func(
+    lambda kind: kind is MethodConfig,
+    lambda plain, _: _converter.structure(
+        {key: value for key, value in plain.items() if key != _NAME}, METHODS[plain[_NAME]][0]
+    ),
+)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain lists, numbers and strings; the method's name stands under `method_name`."""
     plain = _lists(dataclasses.asdict(config))
-    return {"method_name": config.method_name, **plain}
+    return {_NAME: config.method_name, **plain}
 
 
 def _lists(value: Any) -> Any:
@@ -200,9 +207,12 @@ def _lists(value: Any) -> Any:
 def from_dict(plain: dict[str, Any]) -> Config:
     """The inverse of `to_dict`. Raises `UserError` naming what is unknown or of the wrong type."""
     plain = dict(plain)
-    name = plain.pop("method_name", None)
-    if name not in METHODS.values():
-        raise UserError(f"config.yaml: method_name must be one of {', '.join(METHODS.values())}, got {name!r}")
+    name = plain.pop(_NAME, None)
+    if name not in METHODS:
+        raise UserError(f"config.yaml: method_name must be one of {', '.join(METHODS)}, got {name!r}")
+    if not isinstance(plain.get("method", {}), dict):
+        raise UserError(f"config.yaml: method must hold the constants of {name}, got {plain['method']!r}")
+    plain["method"] = {**plain.get("method", {}), _NAME: name}
     try:
         return _converter.structure(plain, Config)
     except cattrs.BaseValidationError as error:

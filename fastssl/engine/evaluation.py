@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..evaluate.features import extract_features, raw_pixel_features
 from ..evaluate.knn import knn_accuracy
 from ..evaluate.linear import ProbeResult, linear_probe
-from ..methods.build import build_method
+from ..methods import build_method
 from . import checkpoint
 from .precision import Precision, resolve_device, resolve_precision, set_threads
 from .rundir import open_data

@@ -25,6 +25,7 @@ def train_step(
         losses = method.loss(views, state)
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
+    method.after_backward(state)
     optimizer.step()
     method.after_step(state)
     return losses

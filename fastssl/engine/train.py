@@ -17,8 +17,7 @@ from .. import config as configuration
 from ..config import Config
 from ..data import Batch, Source, ViewLoader, resolve_renderer
 from ..errors import UserError
-from ..methods import Method, StepState
-from ..methods.build import build_method
+from ..methods import Method, StepState, build_method
 from ..methods.collapse import rankme
 from ..optim import build_optimizer
 from ..report.environment import environment
@@ -116,7 +115,9 @@ class _Run:
         )
         self.unreadable = 0
         self.evaluator = None
-        if Evaluator.possible(self.train_source, self.val_source):
+        monitor = config.monitor
+        wanted = monitor.knn_epochs or monitor.baselines or monitor.linear
+        if wanted and Evaluator.possible(self.train_source, self.val_source):
             self.evaluator = Evaluator(self.train_source, self.val_source, config, self.device, self.precision)
         self.signal = 0
         self.saved_step = self.step if state is not None else -1
@@ -213,7 +214,7 @@ class _Run:
 
     def _step(self, batch: Batch, clock: Clock) -> Row | None:
         config = self.config
-        views = batch.views.to(self.device, non_blocking=True)
+        views = replace(batch.views, ids=batch.ids, labels=batch.labels).to(self.device, non_blocking=True)
         lr = config.optim.lr_at(
             self.step,
             batch_size=config.train.batch_size,
@@ -304,7 +305,8 @@ class _Run:
     def _finish(self) -> None:
         if self.evaluator:
             features = self.evaluator.features(self.method.backbone)
-            self._write_knn(features)
+            if self.config.monitor.knn_epochs:
+                self._write_knn(features)
             report.keep_embeddings(self.run_dir, "after", features, self.train_source.classes)
             if self.config.monitor.linear:
                 probe = self.evaluator.linear(features)

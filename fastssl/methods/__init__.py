@@ -1,6 +1,6 @@
 """One file a method; each reads like its paper."""
 
-from .base import Losses, Method, StepState
-from .simclr import SimCLR, SimCLRConfig
+from .base import Losses, Method, MethodConfig, StepState
+from .build import METHODS, build_method, method_name
 
-__all__ = ["Losses", "Method", "SimCLR", "SimCLRConfig", "StepState"]
+__all__ = ["METHODS", "Losses", "Method", "MethodConfig", "StepState", "build_method", "method_name"]

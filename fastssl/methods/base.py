@@ -20,6 +20,17 @@ class StepState:
     steps_per_epoch: int
 
 
+@dataclass(frozen=True)
+class MethodConfig:
+    """Constants of a method."""
+
+    def validate(self, counts: tuple[int, ...]) -> None:
+        """Raise `UserError` for an impossible constant; counts: views of each size, the recipe's first size first."""
+
+    def validate_batch(self, batch_size: int) -> None:
+        """Raise `UserError` where the global batch does not fit."""
+
+
 @dataclass
 class Losses:
     """What one step computed: the scalar to differentiate and named detached scalars, all on the device."""
@@ -37,6 +48,9 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def loss(self, views: Views, step: StepState) -> Losses:
         """Losses of one batch of views `[counts·B, 3, S, S]`, a group per resolution."""
+
+    def after_backward(self, step: StepState) -> None:
+        """Called between the backward pass and the optimizer's step: frozen prototypes lose their gradients here."""
 
     def after_step(self, step: StepState) -> None:
         """Called after every optimizer step: EMA, queue, prototypes."""

@@ -20,13 +20,13 @@ from torch import nn
 
 from ..data.views import Views
 from ..errors import UserError
-from ..models import ResNet, mlp_head
-from .base import Losses, Method, StepState
+from ..models import mlp_head
+from .base import Losses, Method, MethodConfig, StepState
 from .collapse import embedding_std
 
 
 @dataclass(frozen=True)
-class SimCLRConfig:
+class SimCLRConfig(MethodConfig):
     """Constants of the method."""
 
     temperature: float = 0.1
@@ -42,25 +42,32 @@ class SimCLRConfig:
     reduction: Literal["sum", "mean"] = "sum"
     """Add the two directions, as the authors' code does, or average over all rows, as the paper writes."""
 
-    def validate(self, views: int) -> None:
+    def validate(self, counts: tuple[int, ...]) -> None:
         if not self.temperature > 0:
             raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
         if self.layers < 1 or self.out < 1 or self.hidden < 0:
             raise UserError("--method.layers and --method.out must be at least 1 and --method.hidden at least 0")
         if not 0 <= self.init_std < 10:
             raise UserError(f"--method.init-std must be in [0, 10), got {self.init_std}")
-        if views < 2:
-            raise UserError(f"simclr compares at least two views of an image, the recipe has {views}")
+        if sum(counts) < 2:
+            raise UserError(f"simclr compares at least two views of an image, the recipe has {sum(counts)}")
+
+
+@dataclass(frozen=True)
+class SimCLRv2Config(SimCLRConfig):
+    """Constants of the method: version 1's loss with a deeper projector (Chen et al., arXiv 2006.10029, section 2)."""
+
+    layers: int = 3
+    """Layers of the projector; fine-tuning starts from its first."""
 
 
 class SimCLR(Method):
-    def __init__(self, config: SimCLRConfig, backbone: ResNet) -> None:
+    def __init__(self, config: SimCLRConfig, backbone: nn.Module, width: int) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
-        features = backbone.feature_dim
-        hidden = config.hidden or features
-        self.projector = mlp_head([features, *[hidden] * (config.layers - 1), config.out])
+        hidden = config.hidden or width
+        self.projector = mlp_head([width, *[hidden] * (config.layers - 1), config.out])
         for layer in self.projector:
             if isinstance(layer, nn.Linear) and config.init_std:
                 nn.init.normal_(layer.weight, std=config.init_std)
@@ -71,7 +78,7 @@ class SimCLR(Method):
 
     def loss(self, views: Views, step: StepState) -> Losses:
         z = self.embed(views)
-        loss, metrics = nt_xent(z, temperature=self.config.temperature, views=sum(views.counts), return_metrics=True)
+        loss, metrics = nt_xent(z, temperature=self.config.temperature, views=views.total, return_metrics=True)
         if self.config.reduction == "sum":
             loss = 2 * loss
         return Losses(

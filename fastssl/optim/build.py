@@ -34,6 +34,10 @@ class OptimConfig:
     """Trust coefficient η."""
     exclude: Literal["bias_and_norm", "none"] = "bias_and_norm"
     """Parameters without weight decay and without LARS adaptation."""
+    schedule: Literal["cosine", "cosine_by_epoch", "steps"] = "cosine"
+    """After the warm-up: half a cosine by step, the same held through each epoch (MoCo v2), or tenths (MoCo v1)."""
+    milestones: tuple[float, ...] = ()
+    """Epochs after which the learning rate is a tenth of what it was ("steps")."""
     warmup_epochs: float = 10.0
     """Epochs of linear warm-up."""
     warmup_start: float = 0.0
@@ -50,6 +54,8 @@ class OptimConfig:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise UserError(f"--optim.{name.replace('_', '-')} must be >= 0, got {value}")
+        if self.schedule == "steps" and (not self.milestones or list(self.milestones) != sorted(self.milestones)):
+            raise UserError(f"--optim.milestones must be ascending epochs, got {self.milestones}")
 
     def peak_lr(self, batch_size: int) -> float:
         """Peak learning rate of a global batch of `batch_size` images."""
@@ -58,11 +64,16 @@ class OptimConfig:
     def lr_at(self, step: int, *, batch_size: int, steps_per_epoch: int, total_steps: int) -> float:
         """Learning rate of `step`, counted from 0."""
         peak = self.peak_lr(batch_size)
+        warmup = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
+        if self.schedule == "steps" and step >= warmup:
+            return peak * 0.1 ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones)
+        if self.schedule == "cosine_by_epoch" and step >= warmup:
+            step -= step % steps_per_epoch
         return cosine_with_warmup(
             step,
             peak=peak,
             total_steps=total_steps,
-            warmup_steps=min(round(self.warmup_epochs * steps_per_epoch), total_steps),
+            warmup_steps=warmup,
             start=self.warmup_start * peak,
             final=self.final_lr * peak,
         )
@@ -76,5 +87,6 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
         return LARS(groups, lr=config.lr, momentum=config.momentum, eta=config.lars_eta, variant=config.lars_variant)
     plain = [{key: value for key, value in g.items() if key != "adapt"} for g in groups]
     if config.name == "sgd":
-        return torch.optim.SGD(plain, lr=config.lr, momentum=config.momentum, fused=True)
+        # Not fused: on the CPU that kernel takes a gradient with other strides than its weight's for the same layout.
+        return torch.optim.SGD(plain, lr=config.lr, momentum=config.momentum, foreach=True)
     return torch.optim.AdamW(plain, lr=config.lr, betas=(config.momentum, 0.999), fused=True)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import BUILTIN, Config, LoaderConfig, MonitorConfig, TrainConfig
+from ..config import BUILTIN, Config, MonitorConfig, TrainConfig
 from ..data.views import Augmentation, CenterCrop, ViewSpec
 from ..methods.simclr import SimCLRConfig
 from ..models import BackboneConfig
 from ..optim import OptimConfig
 
+_PAPER = SimCLRConfig(temperature=0.1, hidden=0, out=128, layers=2, reduction="sum")
 IMAGENET_1000EP = Config(
     recipe="imagenet-1000ep",
-    method=SimCLRConfig(temperature=0.1, hidden=0, out=128, layers=2, reduction="sum"),
+    method=_PAPER,
     backbone=BackboneConfig(name="resnet50", stem="imagenet", width=1.0, zero_init_residual=True),
     augment=Augmentation(
         views=(
@@ -62,7 +63,7 @@ IMAGENET_1000EP = Config(
 IMAGENET_100EP = replace(
     IMAGENET_1000EP,
     recipe="imagenet-100ep",
-    method=replace(IMAGENET_1000EP.method, layers=3),
+    method=replace(_PAPER, layers=3),
     optim=replace(IMAGENET_1000EP.optim, lr=0.075, lr_scaling="sqrt", weight_decay=1e-4),
     train=replace(IMAGENET_1000EP.train, epochs=100),
 )
@@ -96,19 +97,22 @@ batch 512; about 91 % linear."""
 CIFAR10_SMALL = replace(
     CIFAR10,
     recipe="cifar10-small",
-    method=SimCLRConfig(temperature=0.2, hidden=512, out=128, layers=2, init_std=0.0, reduction="mean"),
+    method=SimCLRConfig(temperature=0.1, hidden=512, out=128, layers=2, init_std=0.0, reduction="mean"),
     backbone=BackboneConfig(name="resnet10", stem="cifar-s2", width=0.5, zero_init_residual=False),
     augment=Augmentation(
         views=(replace(CIFAR10.augment.views[0], scale=(0.2, 1.0), sampler="attempts", interpolation="bilinear"),)
     ),
     optim=OptimConfig(
-        name="adamw", lr=4e-3, lr_scaling="none", weight_decay=0.01, exclude="bias_and_norm", warmup_epochs=1
+        name="adamw", lr=4e-3, lr_scaling="none", weight_decay=0.1, exclude="bias_and_norm", warmup_epochs=1
     ),
-    train=TrainConfig(epochs=18, batch_size=256, precision="auto"),
-    loader=LoaderConfig(threads=1),
-    monitor=MonitorConfig(knn_epochs=3, linear=True),
+    train=TrainConfig(epochs=22, batch_size=256, precision="auto"),
+    monitor=MonitorConfig(knn_epochs=5, linear=True),
 )
-"""Ours, for two CPU cores and minutes instead of hours: a quarter-cost ResNet-10 of half width, AdamW, τ 0.2."""
+"""Ours, for two CPU cores and minutes instead of hours: a quarter-cost ResNet-10 of half width, AdamW.
+
+Of the constants tried in runs of two epochs only the temperature mattered: kNN 49.3 % with τ 0.2, 52.6 % with 0.1,
+53.0 % with 0.07. Batch 128 or 512, half the learning rate, milder crops, stronger colour and a deeper projector moved
+it by less than a point or down."""
 
 QUICK = replace(
     CIFAR10_SMALL,
@@ -133,7 +137,7 @@ QUICK = replace(
             ),
         )
     ),
-    optim=replace(CIFAR10_SMALL.optim, lr=6e-3),
+    optim=replace(CIFAR10_SMALL.optim, lr=6e-3, weight_decay=0.01),
     train=TrainConfig(epochs=40, batch_size=256, precision="auto"),
     monitor=MonitorConfig(knn_epochs=5, linear=True),
 )

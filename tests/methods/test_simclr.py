@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from fastssl.data.views import Views
 from fastssl.errors import UserError
-from fastssl.methods import SimCLR, SimCLRConfig, StepState
+from fastssl.methods import StepState
+from fastssl.methods.simclr import SimCLR, SimCLRConfig
 from fastssl.models import BackboneConfig, build_backbone
 
 STEP = StepState(step=0, total_steps=10, steps_per_epoch=5)
@@ -27,7 +28,7 @@ def equation_1(z: torch.Tensor, temperature: float) -> torch.Tensor:
 def small(**options) -> SimCLR:
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig("resnet10", stem="cifar", width=0.125))
-    return SimCLR(SimCLRConfig(hidden=32, out=16, **options), backbone)
+    return SimCLR(SimCLRConfig(hidden=32, out=16, **options), backbone, backbone.feature_dim)
 
 
 @pytest.mark.parametrize(("batch", "temperature"), [(2, 0.5), (7, 0.1)])
@@ -81,7 +82,7 @@ def test_views_of_two_resolutions_meet_in_one_loss():
 )
 def test_bad_constants_are_one_sentence(options, views, words):
     with pytest.raises(UserError, match=words):
-        SimCLRConfig(**options).validate(views)
+        SimCLRConfig(**options).validate((views,))
 
 
 def test_first_layers_follow_the_published_initialisation():

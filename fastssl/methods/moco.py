@@ -1,0 +1,118 @@
+"""MoCo v1 and v2: momentum contrast (He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297).
+
+A query q of one view meets the key k₊ of the other, made by a slow copy of the network, among a queue of past keys:
+
+    L = −log  exp(q·k₊/τ) / (exp(q·k₊/τ) + Σ_queue exp(q·k/τ))                                (1911.05722, eq. 1)
+
+The queue takes the keys in after the loss has used it. Batch norm would let a query find its key by the statistics
+they share, so it runs in groups (one a GPU, in the authors' code), and the keys are shuffled over the groups
+("shuffling BN", section 3.3). Small crops are further queries; the loss is the mean over all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from fastssl_kernels import Queue, info_nce
+from torch import Tensor, nn
+
+from ..data.views import Views
+from ..errors import UserError
+from ..models import mlp_head
+from .base import Losses, Method, MethodConfig, StepState
+from .collapse import embedding_std
+from .momentum import target_copy, update_target
+
+
+@dataclass(frozen=True)
+class MoCoV2Config(MethodConfig):
+    """Constants of the method."""
+
+    temperature: float = 0.2
+    """τ of the softmax, above 0."""
+    layers: int = 2
+    """Layers of the projector, without batch norm: 1 in version 1, 2 in version 2."""
+    out: int = 128
+    """Width of the embedding."""
+    queue: int = 65_536
+    """Keys in the queue; at least a batch."""
+    momentum: float = 0.999
+    """Weight of the key network's past."""
+    norm_groups: int = 8
+    """Groups of the batch with batch-norm statistics of their own; more than 1 shuffles the keys over them."""
+
+    def validate(self, counts: tuple[int, ...]) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
+        if min(self.layers, self.out, self.queue, self.norm_groups) < 1:
+            raise UserError("--method.layers, --method.out, --method.queue and --method.norm-groups must be at least 1")
+        if not 0 <= self.momentum <= 1:
+            raise UserError(f"--method.momentum must be in [0, 1], got {self.momentum}")
+        if counts[0] < 2:
+            raise UserError(f"moco needs at least two views in the recipe's first size, got {counts[0]}")
+
+    def validate_batch(self, batch_size: int) -> None:
+        if batch_size > self.queue:
+            raise UserError(f"--method.queue {self.queue} must hold a batch of {batch_size} keys: raise it")
+        if batch_size % self.norm_groups or batch_size // self.norm_groups < 2:
+            raise UserError(
+                f"--train.batch-size {batch_size} must be a multiple of --method.norm-groups {self.norm_groups}, "
+                "with two images a group or more"
+            )
+
+
+@dataclass(frozen=True)
+class MoCoV1Config(MoCoV2Config):
+    """Constants of the method: a linear projector and a lower temperature."""
+
+    temperature: float = 0.07
+    """τ of the softmax, above 0."""
+    layers: int = 1
+    """Layers of the projector, without batch norm: 1 in version 1, 2 in version 2."""
+
+
+class MoCo(Method):
+    def __init__(self, config: MoCoV2Config, backbone: nn.Module, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        widths = [width] * config.layers + [config.out]
+        self.projector = mlp_head(widths, hidden_bias=True, hidden_norm=False, last_norm=False)
+        self.key_backbone = target_copy(self.backbone, fresh=False)
+        self.key_projector = target_copy(self.projector, fresh=False)
+        self.queue = Queue(config.queue, config.out, dtype=torch.float32)
+        self._keys: Tensor | None = None
+
+    def loss(self, views: Views, step: StepState) -> Losses:
+        each = views.each()
+        queries = [self.projector(self._in_groups(self.backbone, view)) for i, view in enumerate(each) if i != 1]
+        with torch.no_grad():
+            keys = self._keys = F.normalize(self._shuffled_keys(each[1], step).float())
+        queue, temperature = self.queue.rows, self.config.temperature
+        results = [info_nce(q, keys, queue=queue, temperature=temperature, return_metrics=True) for q in queries]
+        metrics = results[0][1]
+        return Losses(
+            torch.stack([loss for loss, _ in results]).mean(),
+            {"accuracy": metrics.accuracy, "entropy": metrics.entropy, "embedding_std": embedding_std(keys)},
+        )
+
+    def after_step(self, step: StepState) -> None:
+        """The authors move the key network before its forward pass, which is after the optimizer's last step."""
+        update_target((self.key_backbone, self.key_projector), (self.backbone, self.projector), self.config.momentum)
+        if self._keys is not None:
+            self.queue.enqueue(self._keys)
+            self._keys = None
+
+    def _in_groups(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        return torch.cat([backbone(group) for group in images.chunk(self.config.norm_groups)])
+
+    def _shuffled_keys(self, images: Tensor, step: StepState) -> Tensor:
+        if self.config.norm_groups == 1:
+            return self.key_projector(self.key_backbone(images))
+        # A function of the step alone, so that a resumed run shuffles alike.
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(step.step))
+        back = torch.argsort(order).to(images.device, non_blocking=True)
+        features = self._in_groups(self.key_backbone, images[order.to(images.device, non_blocking=True)])
+        return self.key_projector(features)[back]

@@ -1,0 +1,43 @@
+"""Target networks: slow copies of the trained ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from fastssl_kernels import ema_update_
+from torch import nn
+
+from .base import StepState
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def target_copy(module: Module, *, fresh: bool) -> Module:
+    """A copy that is not trained. `fresh` draws its weights anew, as BYOL does; MoCo starts from the same ones."""
+    target = copy.deepcopy(module)
+    if fresh:
+        for part in target.modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+        for part in target.modules():
+            if callable(initialise := getattr(part, "initialise", None)):
+                initialise()
+    return target.requires_grad_(False)
+
+
+def update_target(target: Iterable[nn.Module], online: Iterable[nn.Module], momentum: float) -> None:
+    """target ← momentum · target + (1 − momentum) · online, parameters only: batch norm keeps its own statistics."""
+    ema_update_(_parameters(target), _parameters(online), momentum)
+
+
+def _parameters(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    return [p.detach() for module in modules for p in module.parameters()]
+
+
+def cosine_momentum(base: float, step: StepState) -> float:
+    """From `base` to 1 at the last step: 1 − (1 − base)·(cos(πk/K) + 1) / 2 (BYOL, section 3.2)."""
+    return 1.0 - (1.0 - base) * (math.cos(math.pi * step.step / step.total_steps) + 1.0) / 2.0

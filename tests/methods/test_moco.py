@@ -1,0 +1,110 @@
+"""MoCo against its equations: the queue, the key network, the groups of batch norm."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from three_steps import WIDTH, Tiny, blend_, descend, random_views, run_beside, same_after_saving, trained, unit
+
+from fastssl.errors import UserError
+from fastssl.methods import StepState
+from fastssl.methods.moco import MoCo, MoCoV1Config, MoCoV2Config
+
+torch.set_num_threads(1)
+OPTIONS = {"out": 6, "queue": 20, "momentum": 0.9}
+
+
+def make(norm_groups: int = 2, kind=MoCoV2Config) -> MoCo:
+    return MoCo(kind(norm_groups=norm_groups, **OPTIONS), Tiny(), WIDTH)
+
+
+@pytest.mark.parametrize("kind", [MoCoV1Config, MoCoV2Config])
+@pytest.mark.parametrize("counts", [(2,), (2, 2)])
+@pytest.mark.parametrize("norm_groups", [1, 2, 4])
+def test_three_steps(kind, counts, norm_groups):
+    """The queue of 20 wraps in the third step of eight keys."""
+    torch.manual_seed(0)
+    method = make(norm_groups, kind)
+    r = copy.deepcopy(method).double()
+    tau = kind().temperature
+
+    def grouped(network, x):
+        return torch.cat([network(part) for part in x.split(8 // norm_groups)])
+
+    def step(number, views):
+        order = torch.randperm(8, generator=torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            x = views[1][order] if norm_groups > 1 else views[1]
+            shuffled = unit(r.key_projector(grouped(r.key_backbone, x)))
+            k = torch.empty_like(shuffled)
+            k[order if norm_groups > 1 else torch.arange(8)] = shuffled
+        losses = []
+        for view in [views[0], *views[2:]]:
+            q = unit(r.projector(grouped(r.backbone, view)))
+            logits = torch.cat([(q * k).sum(1, keepdim=True), q @ r.queue.rows.T], 1) / tau
+            losses.append((torch.logsumexp(logits, 1) - logits[:, 0]).mean())
+        loss = sum(losses) / len(losses)
+        descend(loss, trained(r))
+        blend_([r.key_backbone, r.key_projector], [r.backbone, r.projector], 0.9)
+        for row in k:
+            place = int(r.queue.pointer)
+            r.queue.rows[place] = row
+            r.queue.pointer.fill_((place + 1) % 20)
+            r.queue.filled.fill_(min(int(r.queue.filled) + 1, 20))
+        return loss
+
+    run_beside(method, step, r, counts=counts)
+
+
+def test_a_key_does_not_meet_itself():
+    """The batch's own keys are no negatives: the queue takes them after the loss."""
+    torch.manual_seed(0)
+    method = make(1)
+    before = method.queue.rows.clone()
+    method.loss(random_views(0), StepState(0, 10, 4))
+    assert torch.equal(method.queue.rows, before)
+    method.after_step(StepState(0, 10, 4))
+    assert not torch.equal(method.queue.rows[:8], before[:8])
+    assert torch.equal(method.queue.rows[8:], before[8:])
+
+
+def test_key_network_starts_equal_and_untrained():
+    method = make()
+    for a, b in zip(method.backbone.parameters(), method.key_backbone.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not b.requires_grad
+
+
+def test_projectors_are_the_papers():
+    one = MoCo(MoCoV1Config(queue=8), Tiny(), 2048).projector
+    two = MoCo(MoCoV2Config(queue=8), Tiny(), 2048).projector
+    assert {n: tuple(p.shape) for n, p in one.named_parameters()} == {"0.weight": (128, 2048), "0.bias": (128,)}
+    assert [tuple(p.shape) for p in two.parameters()] == [(2048, 2048), (2048,), (128, 2048), (128,)]
+    assert [type(m).__name__ for m in two] == ["Linear", "ReLU", "Linear"]
+
+
+def test_saved_and_loaded():
+    same_after_saving(make)
+
+
+@pytest.mark.parametrize(
+    ("config", "counts", "batch", "word"),
+    [
+        (MoCoV2Config(temperature=0), (2,), 256, "temperature"),
+        (MoCoV2Config(momentum=-0.1), (2,), 256, "momentum"),
+        (MoCoV2Config(queue=0), (2,), 256, "queue"),
+        (MoCoV2Config(), (1,), 256, "two views"),
+        (MoCoV2Config(queue=255), (2,), 256, "queue 255 must hold a batch of 256"),
+        (MoCoV2Config(norm_groups=3), (2,), 256, "multiple"),
+        (MoCoV2Config(norm_groups=8), (2,), 8, "two images a group"),
+    ],
+)
+def test_impossible_constants(config, counts, batch, word):
+    def validate():
+        config.validate(counts)
+        config.validate_batch(batch)
+
+    with pytest.raises(UserError, match=word):
+        validate()

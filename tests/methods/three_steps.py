@@ -1,0 +1,135 @@
+"""Three steps of a method beside a transcription of its equations in float64: losses, then all weights and state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.data.views import Views
+from fastssl.methods import Method, StepState
+
+LR = 0.05
+WIDTH = 12
+
+
+class Tiny(nn.Module):
+    """A backbone for any image size, with a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.out = nn.Linear(8, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def random_views(step: int, counts: tuple[int, ...] = (2,), images: int = 8) -> Views:
+    generator = torch.Generator().manual_seed(100 + step)
+    sizes = (12, 8)
+    groups = tuple(
+        torch.rand(count * images, 3, size, size, generator=generator)
+        for count, size in zip(counts, sizes, strict=False)
+    )
+    ids = torch.randperm(4 * images, generator=generator)[:images]
+    return Views(groups, counts, ids=ids, labels=ids % 3)
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def descend(loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    """Plain gradient descent; a parameter without a gradient stays."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter -= LR * gradient
+
+
+def run_beside(
+    method: Method,
+    transcription: Callable[[int, list[Tensor]], Tensor],
+    reference: nn.Module,
+    *,
+    counts: tuple[int, ...] = (2,),
+    steps: int = 3,
+    tolerance: float = 2e-4,
+) -> None:
+    """`transcription(step, views)` makes one whole step of `reference`, a float64 copy, and returns its loss.
+
+    The tolerance is that of fp32 losses and gradients (1e-5) after a few steps through batch norms of eight rows.
+    """
+    method.train()
+    reference.train()
+    for step in range(steps):
+        views = random_views(step, counts)
+        state = StepState(step, total_steps=10, steps_per_epoch=4)
+        losses = method.loss(views, state)
+        for parameter in method.parameters():
+            parameter.grad = None
+        losses.total.backward()
+        method.after_backward(state)
+        with torch.no_grad():
+            for parameter in trained(method):
+                if parameter.grad is not None:
+                    parameter -= LR * parameter.grad
+        method.after_step(state)
+        expected = transcription(step, [view.double() for view in views.each()])
+        assert abs(losses.total.item() - expected.item()) <= tolerance * max(1.0, abs(expected.item()))
+        for name, value in losses.metrics.items():
+            assert value.isfinite().all(), name
+            assert not value.requires_grad, name
+    wanted = dict(reference.state_dict())
+    for name, value in method.state_dict().items():
+        if value.is_floating_point():
+            error = (value.double() - wanted[name].double()).norm()
+            assert error <= tolerance * max(wanted[name].double().norm().item(), 1e-3), f"{name}: {error}"
+        else:
+            assert torch.equal(value, wanted[name]), name
+
+
+def blend_(targets: list[nn.Module], onlines: list[nn.Module], momentum: float) -> None:
+    """The moving average, parameters only."""
+    with torch.no_grad():
+        for target, online in zip(targets, onlines, strict=True):
+            for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                t.copy_(momentum * t + (1 - momentum) * o)
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def same_after_saving(make: Callable[[], Method], counts: tuple[int, ...] = (2,)) -> None:
+    """Save after two steps, load into a new method: the third step has the same bits."""
+    state = lambda step: StepState(step, total_steps=10, steps_per_epoch=4)  # noqa: E731
+
+    def step(method: Method, number: int) -> Tensor:
+        losses = method.loss(random_views(number, counts), state(number))
+        for parameter in method.parameters():
+            parameter.grad = None
+        losses.total.backward()
+        method.after_backward(state(number))
+        with torch.no_grad():
+            for parameter in trained(method):
+                if parameter.grad is not None:
+                    parameter -= LR * parameter.grad
+        method.after_step(state(number))
+        return losses.total.detach()
+
+    torch.manual_seed(0)
+    first = make().train()
+    for number in range(2):
+        step(first, number)
+    saved = {name: value.clone() for name, value in first.state_dict().items()}
+    torch.manual_seed(1)
+    second = make().train()
+    second.load_state_dict(saved)
+    assert torch.equal(step(first, 2), step(second, 2))
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name

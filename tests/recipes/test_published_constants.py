@@ -1,0 +1,183 @@
+"""The published constants of BYOL, MoCo and NNCLR, as literal numbers (papers and official code)."""
+
+import dataclasses
+
+import pytest
+
+from fastssl import config as configuration
+from fastssl import recipes
+from fastssl.errors import UserError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+EVERY = [(method, name) for method, known in recipes.RECIPES.items() for name in known]
+
+
+def views(config):
+    return [dataclasses.asdict(view) for view in config.augment.views]
+
+
+@pytest.mark.parametrize(("method", "name"), EVERY)
+def test_every_recipe_is_possible_and_survives_a_file(method, name, tmp_path):
+    config = recipes.get(method, name)
+    assert config.method_name == method
+    assert config.recipe == name
+    configuration.validate(config)
+    configuration.save(config, tmp_path / "config.yaml")
+    assert configuration.load(tmp_path / "config.yaml") == config
+
+
+def test_byol_views():
+    config = recipes.byol()
+    first = {
+        "size": 224, "count": 1, "scale": (0.08, 1.0), "ratio": (0.75, 1.3333333333333333), "sampler": "clip",
+        "interpolation": "bicubic", "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
+        "hue": 0.1, "additive_brightness": True, "grayscale": 0.2, "grayscale_first": False, "blur": 1.0,
+        "blur_sigma": (0.1, 2.0), "blur_kind": "gaussian", "solarize": 0.0, "invert": 0.0,
+    }  # fmt: skip
+    assert views(config) == [first, {**first, "blur": 0.1, "solarize": 0.2}]
+    assert (config.augment.mean, config.augment.std) == IMAGENET
+
+
+@pytest.mark.parametrize(
+    ("epochs", "lr", "weight_decay", "momentum"),
+    [(40, 0.45, 1e-6, 0.97), (100, 0.45, 1e-6, 0.99), (300, 0.3, 1e-6, 0.99), (1000, 0.2, 1.5e-6, 0.996)],
+)
+def test_byol_presets(epochs, lr, weight_decay, momentum):
+    config = recipes.byol(f"imagenet-{epochs}ep")
+    optim = config.optim
+    assert (optim.name, optim.lars_variant, optim.lars_eta, optim.momentum) == ("lars", "B", 0.001, 0.9)
+    assert (optim.lr, optim.weight_decay, optim.exclude, optim.warmup_epochs) == (lr, weight_decay, "bias_and_norm", 10)
+    assert optim.peak_lr(4096) == pytest.approx(lr * 16)
+    assert (config.train.epochs, config.train.batch_size) == (epochs, 4096)
+    assert dataclasses.asdict(config.method) == {"hidden": 4096, "out": 256, "momentum": momentum}
+
+
+def test_moco_views():
+    v2 = {
+        "size": 224, "count": 2, "scale": (0.2, 1.0), "ratio": (0.75, 1.3333333333333333), "sampler": "attempts",
+        "interpolation": "bilinear", "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
+        "hue": 0.1, "additive_brightness": False, "grayscale": 0.2, "grayscale_first": False, "blur": 0.5,
+        "blur_sigma": (0.1, 2.0), "blur_kind": "pil", "solarize": 0.0, "invert": 0.0,
+    }  # fmt: skip
+    assert views(recipes.mocov2()) == [v2]
+    assert views(recipes.mocov1()) == [{**v2, "jitter": 1.0, "hue": 0.4, "blur": 0.0, "grayscale_first": True}]
+    for config in (recipes.mocov1(), recipes.mocov2()):
+        assert (config.augment.mean, config.augment.std) == IMAGENET
+
+
+def test_moco_constants():
+    shared = {"out": 128, "queue": 65536, "momentum": 0.999, "norm_groups": 8}
+    assert dataclasses.asdict(recipes.mocov1().method) == {"temperature": 0.07, "layers": 1, **shared}
+    assert dataclasses.asdict(recipes.mocov2().method) == {"temperature": 0.2, "layers": 2, **shared}
+    for config in (recipes.mocov1(), recipes.mocov2()):
+        optim = config.optim
+        assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.03, 0.9, 1e-4)
+        assert (optim.exclude, optim.warmup_epochs) == ("none", 0)
+        assert (config.train.batch_size, config.train.epochs) == (256, 200)
+    assert recipes.mocov2("imagenet-800ep").train.epochs == 800
+
+
+def lr(config, epoch: float, steps_per_epoch: int = 5004) -> float:
+    total = config.train.epochs * steps_per_epoch
+    step = round(epoch * steps_per_epoch)
+    return config.optim.lr_at(
+        step, batch_size=config.train.batch_size, steps_per_epoch=steps_per_epoch, total_steps=total
+    )
+
+
+def test_moco_learning_rates():
+    """Version 1 falls to a tenth at 120 and 160; version 2 keeps the cosine's value through each epoch."""
+    v1, v2 = recipes.mocov1(), recipes.mocov2()
+    assert [lr(v1, e) for e in (0, 119.99, 120, 159.99, 160, 199.9)] == pytest.approx(
+        [0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003]
+    )
+    assert lr(v2, 0) == lr(v2, 0.9) == 0.03
+    assert lr(v2, 100) == lr(v2, 100.99) == pytest.approx(0.015)
+    assert lr(v2, 199.5) == pytest.approx(0.03 * 0.5 * (1 + -0.9998766324816606))
+
+
+def test_byol_learning_rates():
+    config = recipes.byol()
+    assert lr(config, 0, 312) == 0
+    assert lr(config, 10, 312) == pytest.approx(3.2)
+    assert lr(config, 505, 312) == pytest.approx(1.6)
+    assert lr(config, 999.99, 312) == pytest.approx(0, abs=1e-6)
+
+
+def test_nnclr_constants():
+    config = recipes.nnclr()
+    assert dataclasses.asdict(config.method) == {
+        "temperature": 0.1, "hidden": 2048, "out": 256, "predictor_hidden": 4096, "queue": 98304,
+    }  # fmt: skip
+    assert config.augment == recipes.byol().augment
+    optim = config.optim
+    assert (optim.name, optim.lr, optim.lr_scaling, optim.lars_variant) == ("lars", 0.3, "linear", "B")
+    assert (optim.weight_decay, optim.exclude, optim.warmup_epochs) == (1e-6, "bias_and_norm", 10)
+    assert (config.train.batch_size, config.train.epochs) == (4096, 1000)
+
+
+def test_simclrv2_constants():
+    config = recipes.simclrv2()
+    assert dataclasses.asdict(config.method) == {
+        "temperature": 0.1, "hidden": 0, "out": 128, "layers": 3, "init_std": 0.01, "reduction": "sum",
+    }  # fmt: skip
+    optim = config.optim
+    assert (optim.name, optim.lars_variant, optim.weight_decay, optim.warmup_epochs) == ("lars", "A", 1e-4, 40)
+    assert optim.peak_lr(4096) == pytest.approx(6.4)
+    assert (config.train.epochs, config.train.batch_size) == (800, 4096)
+    assert config.augment == recipes.simclr().augment
+    largest = recipes.simclrv2("imagenet-800ep-r152-3x-sk").backbone
+    assert (largest.name, largest.width, largest.sk_ratio) == ("resnet152", 3.0, 0.0625)
+
+
+def test_swav_views():
+    large = {
+        "size": 224, "count": 2, "scale": (0.14, 1.0), "ratio": (0.75, 1.3333333333333333), "sampler": "attempts",
+        "interpolation": "bilinear", "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
+        "hue": 0.2, "additive_brightness": False, "grayscale": 0.2, "grayscale_first": False, "blur": 0.5,
+        "blur_sigma": (0.1, 2.0), "blur_kind": "pil", "solarize": 0.0, "invert": 0.0,
+    }  # fmt: skip
+    config = recipes.swav()
+    assert views(config) == [large, {**large, "size": 96, "count": 6, "scale": (0.05, 0.14)}]
+    assert (config.augment.mean, config.augment.std) == ((0.485, 0.456, 0.406), (0.228, 0.224, 0.225))
+
+
+def test_swav_constants():
+    config, small = recipes.swav(), recipes.swav("imagenet-200ep-batch256")
+    paper = {
+        "temperature": 0.1, "epsilon": 0.05, "iterations": 3, "hidden": 2048, "out": 128, "prototypes": 3000,
+        "assign": 2, "freeze_steps": 313, "queue": 0, "queue_epoch": 15,
+    }  # fmt: skip
+    assert dataclasses.asdict(config.method) == paper
+    assert dataclasses.asdict(small.method) == {**paper, "freeze_steps": 5005, "queue": 3840}
+    for one in (config, small):
+        optim = one.optim
+        assert (optim.name, optim.lars_variant, optim.lars_eta, optim.exclude) == ("lars", "C", 0.001, "none")
+        assert (optim.momentum, optim.weight_decay) == (0.9, 1e-6)
+    assert [lr(config, e, 312) for e in (0, 5, 10, 405)] == pytest.approx([0.3, 2.55, 4.8, 2.4024])
+    assert lr(config, 799.999, 312) == pytest.approx(0.0048, rel=1e-3)
+    assert [lr(small, e) for e in (0, 100)] == pytest.approx([0.6, 0.3003])
+    assert lr(small, 199.9999) == pytest.approx(0.0006, rel=1e-2)
+    assert (config.train.epochs, config.train.batch_size) == (800, 4096)
+    assert (small.train.epochs, small.train.batch_size) == (200, 256)
+
+
+def test_relicv2_constants():
+    config = recipes.relicv2()
+    assert config.augment.counts == (4, 2)
+    assert [(v.size, v.count, v.blur, v.solarize) for v in config.augment.views] == [
+        (224, 2, 1.0, 0.0), (224, 2, 0.1, 0.2), (96, 1, 1.0, 0.0), (96, 1, 0.1, 0.2),
+    ]  # fmt: skip
+    assert dataclasses.asdict(config.method) == {
+        "temperature": 0.2, "alpha": 0.3, "negatives": 10, "self_pairs": True, "hidden": 4096, "out": 256,
+        "predictor": True, "momentum": 0.996,
+    }  # fmt: skip
+    optim = config.optim
+    assert (optim.lr, optim.weight_decay, optim.lars_variant) == (0.3, 1.5e-6, "B")
+    assert recipes.relic().augment == recipes.byol().augment
+
+
+def test_steps_need_milestones():
+    config = dataclasses.replace(recipes.mocov1().optim, milestones=())
+    with pytest.raises(UserError, match="milestones"):
+        config.validate()
