@@ -11,6 +11,7 @@ from .errors import UserError
 COMMANDS = {
     "pretrain": "pretrain",
     "eval": "evaluate",
+    "recipes": "recipes",
     "views": "data",
     "check-data": "data",
     "pack": "data",
@@ -24,6 +25,7 @@ usage: fastssl COMMAND ...
 
   pretrain METHOD     pre-train a backbone without labels; --resume RUN_DIR continues a run
   eval knn|linear     accuracy of a trained backbone on labelled images
+  recipes [METHOD]    the constants that ship, and their sources
   views METHOD        draw the views that a recipe makes of some images
   check-data DATA     decode every image once and list what is bad
   pack DATA OUT       transcode a data set to small JPEG files in tar shards, which decode faster
