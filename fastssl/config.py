@@ -54,8 +54,8 @@ class LoaderConfig:
 
     decoder: Literal["auto", "dali", "torchvision"] = "auto"
     """JPEG decoder; auto takes DALI where it is installed."""
-    renderer: Literal["auto", "native", "torch", "dali"] = "auto"
-    """Who draws the views; auto takes the compiled renderer for the CPU, torch elsewhere, never DALI's operators."""
+    renderer: Literal["auto", "native", "triton", "torch", "dali"] = "auto"
+    """Who draws the views; auto takes native on the CPU, triton on a GPU, torch where they are missing, never dali."""
     threads: int = 2
     """Threads that read, decode and render."""
     prefetch: int | None = None

@@ -170,8 +170,10 @@ def _decoder(dali: str | None, gpu: bool) -> Row:
 
 
 def _renderer(gpu: bool) -> Row:
-    from .data import native
+    from .data import native, triton_render
 
+    if gpu and triton_render.available():
+        return Row("back ends", "renderer", "Triton on the GPU")
     if native.available():
         return Row("back ends", "renderer", "native on the CPU")
     advice = "Install fastssl again where a C compiler is found: views on the CPU then take a fifth of the time."

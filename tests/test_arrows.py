@@ -1,4 +1,4 @@
-"""Imports point one way: cli → commands → engine → methods → {models, optim, data.views} → fastssl_kernels."""
+"""Imports point one way: cli → commands → engine → methods → {models, optim, data} → fastssl_kernels."""
 
 import ast
 import sys
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 ALLOWED = {
     "errors": set(),
-    "data": {"data", "errors"},
+    "data": {"data", "errors", "fastssl_kernels"},
     "models": {"models", "errors"},
     "optim": {"optim", "errors", "fastssl_kernels"},
     "methods": {"methods", "models", "optim", "data.views", "errors", "fastssl_kernels"},

@@ -76,7 +76,9 @@ class ViewLoader:
         quarantine: JSON file for the names of unreadable images, or None; rank r > 0 adds `.rank<r>` to its stem.
         max_bad_fraction: share of unreadable images at which an epoch stops (a handful is always allowed).
         prefetch: batches made ahead by a background thread; 0 makes each when it is asked for.
-        renderer: "auto" (native for views on the CPU, where it was built), "native", "torch" or "dali".
+        renderer: "auto" (native for views on the CPU, where it was built; triton on a GPU, where it is installed),
+            "native", "triton", "torch" or "dali".
+        dtype, channels_last: what the views come in; Triton writes them so, after others they are converted.
 
     Raises:
         UserError: sizes that do not fit together, or a view that cannot be drawn.
@@ -98,6 +100,8 @@ class ViewLoader:
         max_bad_fraction: float = 0.01,
         prefetch: int = 2,
         renderer: RendererKind = "auto",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
     ) -> None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, got {threads}")
@@ -120,7 +124,9 @@ class ViewLoader:
         if quarantine is not None and rank > 0:
             quarantine = quarantine.with_name(f"{quarantine.stem}.rank{rank}{quarantine.suffix}")
         self.quarantine = Quarantine(len(source), max_bad_fraction=max_bad_fraction, path=quarantine)
-        self._reader = Reader(source, self.quarantine, decoder, threads, torch.device(device), renderer)
+        self._reader = Reader(
+            source, self.quarantine, decoder, threads, torch.device(device), renderer, dtype, channels_last
+        )
         self._producer: _Producer | None = None
 
     # ------------------------------------------------------------------------------------------------- one batch

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from . import dali_graph, native
+from . import dali_graph, native, triton_render
 from .decode import DecoderKind, make_decoder
 from .params import ViewParams
 from .quarantine import Quarantine
@@ -18,14 +18,15 @@ from .sources import ArraySource, Source
 from .views import ViewSpec
 from .workers import worker_pool
 
-RendererKind = Literal["auto", "native", "torch", "dali"]
+RendererKind = Literal["auto", "native", "triton", "torch", "dali"]
 
 
-def resolve_renderer(kind: RendererKind, device: torch.device) -> Literal["native", "torch", "dali"]:
-    """auto: native for views on the CPU, where it was built.
+def resolve_renderer(kind: RendererKind, device: torch.device) -> Literal["native", "triton", "torch", "dali"]:
+    """auto: native for views on the CPU, where it was built; triton on a GPU, where it is installed.
 
     Raises:
-        UserError: a native renderer that is not there, or is asked for on a GPU; DALI where it is not installed.
+        UserError: a native renderer that is not there, or is asked for on a GPU; DALI or Triton where it is not
+            installed; Triton on the CPU.
     """
     if kind == "dali":
         dali_graph.require("--loader.renderer")
@@ -37,7 +38,15 @@ def resolve_renderer(kind: RendererKind, device: torch.device) -> Literal["nativ
             "--loader.renderer native was not built with this installation: install fastssl again where a C compiler "
             "is found, or use --loader.renderer torch"
         )
-    return "native" if kind != "torch" and device.type == "cpu" and native.available() else "torch"
+    if kind == "triton" and device.type != "cuda":
+        raise UserError(f"--loader.renderer triton makes views on a GPU, not on {device.type}: use auto")
+    if kind == "triton" and not triton_render.available():
+        raise UserError("--loader.renderer triton needs the package triton: install it, or use --loader.renderer torch")
+    if kind == "torch":
+        return "torch"
+    if device.type == "cpu":
+        return "native" if native.available() else "torch"
+    return "triton" if device.type == "cuda" and triton_render.available() else "torch"
 
 
 def image_sizes(images: torch.Tensor | list[torch.Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -59,10 +68,13 @@ class Reader:
         threads: int,
         device: torch.device,
         renderer: RendererKind = "auto",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
     ) -> None:
         self.renderer = resolve_renderer(renderer, device)
         self.source, self.quarantine, self.device = source, quarantine, device
         self.threads = threads
+        self.dtype, self.channels_last = dtype, channels_last
         self.pool = worker_pool(threads, "fastssl-data")
         self._dali = dali_graph.DaliRenderer(device=device, threads=threads) if self.renderer == "dali" else None
         self._decoder = (
@@ -115,7 +127,23 @@ class Reader:
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> torch.Tensor:
-        """The views, shared among the threads where they are on the CPU."""
+        """The views, in the reader's dtype and memory order."""
+        if self.renderer == "triton":
+            return triton_render.render(
+                images, params, spec, mean, std, dtype=self.dtype, channels_last=self.channels_last
+            )
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return self._draw(images, params, spec, mean, std).to(self.dtype, memory_format=layout)
+
+    def _draw(
+        self,
+        images: torch.Tensor | list[torch.Tensor],
+        params: ViewParams,
+        spec: ViewSpec,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> torch.Tensor:
+        """float32, shared among the threads where they are on the CPU."""
         if self._dali is not None:
             return self._dali.render(images, params, spec, mean, std)
         if self.renderer == "native":

