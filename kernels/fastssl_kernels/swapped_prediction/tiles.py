@@ -14,10 +14,9 @@ def tile_for(kernel: str, width: int, products: torch.dtype, target: str) -> Til
     """The tile of `kernel` for rows of padded `width`: "codes", "predict" or "prototypes"."""
     tile = _TABLE[target, products.itemsize][kernel]
     if width > 128 and products.itemsize == 2:
-        # Rows of 512 bytes: two stages of 64 of them beside the owner's 128 rows, or 64, fit in shared memory.
-        tile = Tile(
-            64 if target in ("sm_80", "gfx942") else tile.owner, 64, tile.piece, tile.warps, min(tile.stages, 2)
-        )
+        # Rows of 512 bytes: two stages of 64 of them fit in shared memory beside the owner's.
+        owner = 64 if target in ("sm_80", "gfx942") else tile.owner
+        tile = tile._replace(owner=owner, streamed=64, stages=1 if target == "gfx942" else 2)
     return tile._replace(piece=min(tile.piece, width))
 
 
@@ -35,7 +34,7 @@ _TABLE = {
         "prototypes": Tile(128, 128, 128, 8, 2),
     },
     ("sm_100", 2): {
-        "codes": Tile(64, 64, 128, 4, 3),
+        "codes": Tile(64, 64, 128, 4, 2),
         "predict": Tile(128, 128, 128, 8, 2),
         "prototypes": Tile(128, 128, 128, 8, 2),
     },
@@ -44,6 +43,7 @@ _TABLE = {
         "predict": Tile(64, 64, 128, 4, 2),
         "prototypes": Tile(64, 64, 128, 4, 1),
     },
-    ("sm_90", 4): {**_SINGLE, "predict": Tile(128, 64, 64, 8, 2)},
-    **{(target, 4): _SINGLE for target in ("sm_80", "sm_100", "gfx942")},
+    # Pieces of 64 spill where the running sums are held beside the logits.
+    **{(target, 4): {**_SINGLE, "predict": Tile(128, 32, 32, 8, 2)} for target in ("sm_80", "sm_90")},
+    **{(target, 4): _SINGLE for target in ("sm_100", "gfx942")},
 }
