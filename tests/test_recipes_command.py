@@ -16,7 +16,8 @@ def test_all_methods(capsys):
 def test_one_method(capsys):
     assert main(["recipes", "swav"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["imagenet-800ep"]]
-    assert row.split() == "imagenet-800ep resnet50 × 1 2 × 224 + 6 × 96 lars C 4.8 1e-06 4096 800".split()
+    wanted = "imagenet-800ep resnet50 × 1 2 × 224 + 6 × 96 lars C 4.8 1e-06 4096 800"
+    assert row.split() == wanted.split()
 
 
 def test_unknown_methods(capsys):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from . import dali_graph, native, triton_render
+from .buffers import Buffers
 from .decode import DecoderKind, make_decoder
 from .params import ViewParams
 from .quarantine import Quarantine
@@ -72,6 +73,7 @@ class Reader:
         channels_last: bool = False,
     ) -> None:
         self.renderer = resolve_renderer(renderer, device)
+        self._buffers = Buffers()
         self.source, self.quarantine, self.device = source, quarantine, device
         self.threads = threads
         self.dtype, self.channels_last = dtype, channels_last
@@ -147,7 +149,8 @@ class Reader:
         if self._dali is not None:
             return self._dali.render(images, params, spec, mean, std)
         if self.renderer == "native":
-            return native.render(images, params, spec, mean, std, pool=self.pool, threads=self.threads)
+            out = self._buffers.empty(len(params), 3, spec.size, spec.size)
+            return native.render(images, params, spec, mean, std, pool=self.pool, threads=self.threads, out=out)
         n, count, size = len(images), len(params), spec.size
         if self.device.type != "cpu" or count < 2 or self.threads < 2:
             return render(images, params, spec, mean, std)

@@ -69,20 +69,21 @@ def render(
     shown: NDArray[np.int64] | None = None,
     pool: ThreadPoolExecutor | None = None,
     threads: int = 1,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Render views of images, one a row of parameters, on `threads` threads of `pool`.
 
     Args:
         images: uint8 `[N, H, W, 3]`, or N tensors `[H, W, 3]` of any sizes, on the CPU.
         params: M rows.
-        spec, mean, std, shown: as in `fastssl.data.render.render`.
+        spec, mean, std, shown, out: as in `fastssl.data.render.render`.
 
     Returns:
         float32 `[M, 3, S, S]`; equal to the torch renderer's to fp32 rounding.
 
     Raises:
         ValueError: without `shown`, M is no multiple of N; images of another type; a box outside its image; a blur
-            beyond `MOST_PIL_RADIUS`.
+            beyond `MOST_PIL_RADIUS`; another `out`.
         RuntimeError: the library was not built.
         MemoryError: no memory for a thread's buffers.
     """
@@ -95,7 +96,10 @@ def render(
             raise ValueError(f"params must have a multiple of {n} rows (one a view of each image), got {count}")
         shown = np.arange(count) % n
     images = [image.contiguous() for image in images]
-    out = torch.empty(count, 3, spec.size, spec.size)
+    shape = (count, 3, spec.size, spec.size)
+    out = torch.empty(shape) if out is None else out
+    if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous() or not out.is_cpu:
+        raise ValueError(f"out must be contiguous float32 {shape} on the CPU, got {out.dtype} {tuple(out.shape)}")
     arrays = _arrays(images, params, shown)
     _check(arrays, params, spec, images)
     job = _Job(**{name: array.ctypes.data for name, array in arrays.items()}, out=out.data_ptr(), count=count)

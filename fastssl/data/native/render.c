@@ -20,7 +20,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16, CHUNK = 1024 };
+enum { LANES = 16, CHUNK = 1024, MOST_TAPS = 1024 };
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef float quad __attribute__((vector_size(4 * sizeof(float)), aligned(sizeof(float)), may_alias));
 
@@ -302,18 +302,18 @@ INLINE void convolve(float *restrict x, Scratch *s, int size, const float *kerne
         }
     }
     for (int i = 0; i < size; i++) {
+        const float *rows[MOST_TAPS];
+        for (int t = 0; t < taps; t++) {
+            const int at = i + t - half;
+            rows[t] = plane + (size_t)(reflected ? reflect(at, size) : repeat(at, size)) * pitch;
+        }
         for (int j = 0; j < size; j += LANES) {
             lanes sum = {0};
-            for (int t = 0; t < taps; t++) {
-                const int at = i + t - half, from = reflected ? reflect(at, size) : repeat(at, size);
-                sum += *(const lanes *)(plane + (size_t)from * pitch + j) * kernel[t];
-            }
+            for (int t = 0; t < taps; t++) sum += *(const lanes *)(rows[t] + j) * kernel[t];
             memcpy(x + (size_t)i * size + j, &sum, sizeof(float) * (size_t)(size - j < LANES ? size - j : LANES));
         }
     }
 }
-
-enum { MOST_TAPS = 1024 };
 
 INLINE void blur(const Job *job, Scratch *s, float sigma, float *x) {
     const int size = job->size;

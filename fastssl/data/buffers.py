@@ -1,0 +1,46 @@
+"""Memory for views, used again when nobody looks at the old ones any more.
+
+A batch of views is tens of megabytes, which the C library takes from the system and gives back each time: the page
+faults then cost as much as drawing (measured: 1.2 ms an image of SwAV's eight views).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+MOST_KEPT = 8
+"""Buffers kept of each size: more are in use only if somebody collects batches."""
+
+
+class Buffers:
+    """Hands out float32 CPU tensors. One is idle when no tensor but the kept one shares its storage."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, list[Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def empty(self, *shape: int) -> Tensor:
+        """A tensor of any content, contiguous."""
+        numbers = math.prod(shape)
+        with self._lock:
+            kept = self._kept.setdefault(numbers, [])
+            for buffer in kept:
+                if _sharers(buffer) == 1:
+                    return buffer.view(shape)
+            fresh = torch.empty(numbers)
+            if len(kept) < MOST_KEPT and _sharers(fresh) == 1:
+                kept.append(fresh)
+            return fresh.view(shape)
+
+
+def _sharers(tensor: Tensor) -> int:
+    """Tensors that share the storage; a high number where this torch does not tell, so that nothing is used again."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None:
+        return 1 << 30
+    storage = tensor.untyped_storage()  # itself one more
+    return int(count(storage._cdata)) - 1
