@@ -134,7 +134,8 @@ def _check_options(epsilon: float, iterations: int) -> None:
 @torch.library.custom_op("fastssl::sinkhorn", mutates_args=())
 def sinkhorn_operator(scores: Tensor, queue: Tensor | None, epsilon: float, iterations: int, group: str) -> Tensor:
     """Codes [H, B, K] of scores [H, B, K] beside those of a queue [H, Q, K]."""
-    return _backend(scores).sinkhorn(scores, queue, epsilon, iterations, group)
+    with torch.cuda.device_of(scores):  # kernels go to the current device
+        return _backend(scores).sinkhorn(scores, queue, epsilon, iterations, group)
 
 
 @sinkhorn_operator.register_fake
@@ -153,7 +154,8 @@ def features_operator(
     group: str,
 ) -> Tensor:
     """Codes [H, B, K] of features [H, B, D] and prototypes [1 or H, K, D]."""
-    return _backend(z).sinkhorn_from_features(z, prototypes, queue, epsilon, iterations, products, group)
+    with torch.cuda.device_of(z):  # kernels go to the current device
+        return _backend(z).sinkhorn_from_features(z, prototypes, queue, epsilon, iterations, products, group)
 
 
 @features_operator.register_fake

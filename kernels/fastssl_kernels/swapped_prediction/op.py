@@ -159,9 +159,10 @@ def features_operator(
     prototype_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, and in fp32 its gradients by z [V·B, D] and prototypes [K, D], empty unless wanted."""
-    return _backend(z).swapped_prediction(
-        z, prototypes, codes, temperature, assign, products, z_gradient, prototype_gradient
-    )
+    with torch.cuda.device_of(z):  # kernels go to the current device
+        return _backend(z).swapped_prediction(
+            z, prototypes, codes, temperature, assign, products, z_gradient, prototype_gradient
+        )
 
 
 @features_operator.register_fake
@@ -201,7 +202,8 @@ features_operator.register_autograd(_features_gradient, setup_context=_features_
 @torch.library.custom_op("fastssl::code_cross_entropy", mutates_args=())
 def scores_operator(scores: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Row losses Σ_k t (lse − s/τ) [B] of scores and targets [B, K]; [3, B]: largest logit, lse beyond it, Σ_k t."""
-    return _backend(scores).code_cross_entropy(scores, target, temperature)
+    with torch.cuda.device_of(scores):  # kernels go to the current device
+        return _backend(scores).code_cross_entropy(scores, target, temperature)
 
 
 @scores_operator.register_fake
@@ -215,7 +217,8 @@ def scores_backward_operator(
     grad: Tensor, scores: Tensor, target: Tensor, statistics: Tensor, temperature: float
 ) -> Tensor:
     """Gradient of the scores, in their dtype, for the gradients `grad` [B] of the row losses."""
-    return _backend(scores).code_cross_entropy_backward(grad, scores, target, statistics, temperature)
+    with torch.cuda.device_of(scores):  # kernels go to the current device
+        return _backend(scores).code_cross_entropy_backward(grad, scores, target, statistics, temperature)
 
 
 @scores_backward_operator.register_fake
