@@ -24,6 +24,8 @@ from .pairs import Pairs
 
 # Logits of a block, 2 MB in fp32, and negatives of one; three such blocks stay in the cache of two cores.
 BLOCK, NEGATIVES = 1 << 19, 512
+# Images whose rows are put side by side for their small products.
+IMAGES = 128
 
 
 def relic_forward(
@@ -60,7 +62,9 @@ def relic_backward(
     columns = columns.view(pairs.large, len(columns) // pairs.large, columns.shape[1])
     lse, constant, coefficient = table.view(3, pairs.views, pairs.large, pairs.batch)
     gradient = _gradient(o, columns, lse, constant, negatives, pairs, group)
-    gradient += _by_image(coefficient.permute(2, 0, 1), t.transpose(0, 1)).transpose(0, 1)
+    for rows in _slices(pairs.batch, IMAGES):
+        weights = coefficient[:, :, rows].permute(2, 0, 1).contiguous()
+        gradient[:, rows] += _by_image(weights, t[:, rows].transpose(0, 1).contiguous()).transpose(0, 1)
     gradient *= grad / (pairs.count * pairs.batch * pairs.temperature)
     along = (o * gradient).sum(2, keepdim=True)
     gradient.addcmul_(o, along, value=-1.0).mul_(factor[..., None])
@@ -106,6 +110,10 @@ class _Block:
     def each(self) -> Iterator[tuple[int, int]]:
         return ((i, j) for i, targets in enumerate(self.targets) for j in targets)
 
+    def columns_of(self, columns: Tensor) -> list[Tensor]:
+        """The negatives of each online view's targets [J, N, D]; the same tensor where those are all."""
+        return [columns if len(targets) == len(columns) else columns[targets] for targets in self.targets]
+
     def rows_of(self, values: Tensor) -> Tensor:
         """[L + S, L, images] -> one number for each row of a block."""
         return torch.cat([values[i, targets].T.flatten() for i, targets in enumerate(self.targets)])
@@ -120,6 +128,7 @@ class _Block:
 
 def _sums(o: Tensor, columns: Tensor, negatives: Tensor | None, pairs: Pairs, metrics: bool, group: str) -> _Sums:
     block = _Block(pairs, columns.shape[1])
+    chosen_columns = block.columns_of(columns)
     shape = (pairs.views, pairs.large, pairs.batch)
     sums = _Sums(torch.full(shape, -torch.inf), torch.zeros(shape), torch.zeros(shape), torch.full(shape, LOWEST))
     expectation = metrics or (pairs.invariance and pairs.stop_gradient == "entropy")
@@ -130,7 +139,7 @@ def _sums(o: Tensor, columns: Tensor, negatives: Tensor | None, pairs: Pairs, me
             total, difference, own = torch.zeros(3, count).unbind()
             top = torch.full((count,), LOWEST)
             for part in _slices(columns.shape[1], block.negatives):
-                flat, logits = _fill(block, o[:, rows], columns[:, part])
+                flat, logits = _fill(block, o[:, rows], chosen_columns, part)
                 _exclude(logits, rows, part, negatives, pairs, group)
                 exps = block.views(1, rows.stop - rows.start, part.stop - part.start)[0]
                 if known:
@@ -169,12 +178,13 @@ def _gradient(
 ) -> Tensor:
     """Σ_jn G_ij(b, n) column_jn [L + S, B, D] over the negatives; G is the derivative by the logits, times τ."""
     block, gradient = _Block(pairs, columns.shape[1]), torch.zeros_like(o)
+    chosen_columns = block.columns_of(columns)
     with plain_arithmetic(pairs.products):
         for rows in _slices(pairs.batch, block.images):
             own_lse = block.rows_of(lse[:, :, rows])
             for part in _slices(columns.shape[1], block.negatives):
                 size = (rows.stop - rows.start, part.stop - part.start)
-                flat, logits = _fill(block, o[:, rows], columns[:, part])
+                flat, logits = _fill(block, o[:, rows], chosen_columns, part)
                 _exclude(logits, rows, part, negatives, pairs, group)
                 p, probabilities = block.views(1, *size)
                 torch.sub(flat, own_lse[:, None], out=p).exp_()
@@ -185,7 +195,7 @@ def _gradient(
                         _weights(block, logits, probabilities, weights, i, j, constant[:, :, rows])
                 for i, targets in enumerate(block.targets):
                     if targets:
-                        chosen = columns[targets, part].flatten(0, 1)
+                        chosen = chosen_columns[i][:, part].flatten(0, 1)
                         gradient[i, rows].addmm_(weights[i].flatten(1), chosen)
     return gradient
 
@@ -224,12 +234,12 @@ def _reverse(pairs: Pairs, i: int, j: int) -> list[tuple[int, int]]:
     return [(j, i)] if i != j else [(s, j) for s in range(pairs.large, pairs.views)]
 
 
-def _fill(block: _Block, o: Tensor, columns: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits of a block of images [L + S, b, D] against a block of negatives [L, n, D]."""
-    flat, logits = block.views(0, o.shape[1], columns.shape[1])
+def _fill(block: _Block, o: Tensor, columns: list[Tensor], part: slice) -> tuple[Tensor, list[Tensor]]:
+    """Logits of a block of images [L + S, b, D] against a block of each view's negatives [J, N, D]."""
+    flat, logits = block.views(0, o.shape[1], part.stop - part.start)
     for i, targets in enumerate(block.targets):
         if targets:
-            chosen = columns[targets].flatten(0, 1) if len(targets) < len(columns) else columns.flatten(0, 1)
+            chosen = columns[i][:, part].flatten(0, 1)
             out = logits[i].flatten(1)
             torch.addmm(out, o[i], chosen.T, beta=0.0, alpha=1.0 / block.pairs.temperature, out=out)
     return flat, logits
@@ -328,7 +338,11 @@ def _columns(target: Tensor, t: Tensor, negatives: Tensor | None, pairs: Pairs, 
 
 def _positives(o: Tensor, t: Tensor) -> Tensor:
     """Products of each image's online rows with its target rows, [L + S, L, B]."""
-    return _by_image(o.transpose(0, 1), t.permute(1, 2, 0)).permute(1, 2, 0).contiguous()
+    parts = []
+    for rows in _slices(o.shape[1], IMAGES):
+        part = _by_image(o[:, rows].transpose(0, 1).contiguous(), t[:, rows].transpose(0, 1).contiguous().mT)
+        parts.append(part.permute(1, 2, 0))
+    return torch.cat(parts, 2)
 
 
 def _by_image(a: Tensor, b: Tensor) -> Tensor:
