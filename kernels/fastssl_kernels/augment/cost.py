@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .launch import COLOR_BLOCK, block, blur_chunk, resize_chunk, work_dtype
+from .launch import COLOR_BLOCK, block, blur_chunk, blurs, resize_chunk, work_dtype
 from .parameters import FLIP, column
 from .reference import box_widths, gaussian_taps
 
@@ -45,7 +45,7 @@ class Work:
 
     @property
     def _blurred(self) -> Tensor:
-        return (self._column("sigma") > 0) & (self.pil or gaussian_taps(self.size) > 0)
+        return (self._column("sigma") > 0) & blurs(self.size, self.pil)
 
     @property
     def _kept(self) -> int:
@@ -84,12 +84,12 @@ class Work:
     def loaded_bytes(self) -> int:
         views, parts = len(self.parameters), self._side**2
         contrast, blurred = int(self._contrast.sum()), int(self._blurred.sum())
-        blurs = int(blurred > 0)
+        sigma = int(blurs(self.size, self.pil))
         # Words of the row of parameters that a program reads, and two of the table of images.
-        total = views * parts * (4 * (13 + blurs) + 16 * self.table) + self._source_bytes()
+        total = views * parts * (4 * (13 + sigma) + 16 * self.table) + self._source_bytes()
         if contrast:
             blocks = self._color_blocks
-            total += views * blocks * 8 + contrast * (blocks * 4 * (7 + blurs + parts) + self._kept)
+            total += views * blocks * 8 + contrast * (blocks * 4 * (7 + sigma + parts) + self._kept)
         if blurred:
             launches = 3 if self.pil else 1
             total += launches * views * parts * 4 + blurred * parts * 4 + launches * self._blur_bytes()
@@ -113,8 +113,8 @@ class Work:
         """2 FLOPs a multiply-add, zeros of the bands included; three channels."""
         rows, columns = self._windows("height"), self._windows("width")
         resized = self._multiply_adds(rows, columns, resize_chunk(self.dtype)).sum()
-        blurs = self._multiply_adds(*self._blur_extents(), blur_chunk(self.dtype)) * self._blurred
-        return 6 * int(resized + (3 if self.pil else 1) * blurs.sum())
+        blurred = self._multiply_adds(*self._blur_extents(), blur_chunk(self.dtype)) * self._blurred
+        return 6 * int(resized + (3 if self.pil else 1) * blurred.sum())
 
     def exponentials(self) -> int:
         """Three a weight of a Gaussian: the pixel and its two reflections."""

@@ -55,6 +55,12 @@ def parts(size: int) -> int:
     return triton.cdiv(size, block(size)) ** 2
 
 
+def blurs(size: int, pil: bool) -> bool:
+    """Whether views of this size can be blurred. Kernels are compiled for that, not for what a batch happens to hold:
+    a view has the same bits in every company."""
+    return pil or gaussian_taps(size) > 0
+
+
 def render(
     images: Sequence[Tensor],
     parameters: Tensor,
@@ -85,11 +91,10 @@ def render(
 
 def _wanted(parameters: Tensor, size: int, pil: bool) -> tuple[bool, bool]:
     """Whether any view has contrast, and a blur: unknown, hence assumed, of parameters on the device."""
-    blurs = pil or gaussian_taps(size) > 0
     if parameters.device.type != "cpu":
-        return True, blurs
+        return True, blurs(size, pil)
     contrast = parameters[:, column("contrast_at")] < parameters[:, column("count")]
-    return bool(contrast.any()), blurs and bool((parameters[:, column("sigma")] > 0).any())
+    return bool(contrast.any()), blurs(size, pil) and bool((parameters[:, column("sigma")] > 0).any())
 
 
 def _upload(images: Sequence[Tensor], parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,15 +102,17 @@ def _upload(images: Sequence[Tensor], parameters: Tensor) -> tuple[Tensor, Tenso
     device = images[0].device
     stacked = images[0].ndim == 4
     here = parameters.device.type == "cpu"
+    if stacked and not here:
+        return parameters.contiguous(), images[0]
     table = [] if stacked else [number for image in images for number in (image.data_ptr(), image.shape[1])]
-    rows = parameters.numel() if here else 0
-    words = torch.empty(rows // 2 + len(table), dtype=torch.int64, pin_memory=device.type == "cuda")
+    rows = parameters.numel() // 2 if here else 0  # in words of 64 bits
+    words = torch.empty(rows + len(table), dtype=torch.int64, pin_memory=device.type == "cuda")
     if here:
-        words[: rows // 2].view(torch.float32).copy_(parameters.reshape(-1))
-    words[rows // 2 :] = torch.tensor(table, dtype=torch.int64)
-    sent = words.to(device, non_blocking=True) if words.numel() else words
-    on_device = sent[: rows // 2].view(torch.float32).view(-1, WORDS) if here else parameters.contiguous()
-    return on_device, images[0] if stacked else sent[rows // 2 :]
+        words[:rows].view(torch.float32).copy_(parameters.reshape(-1))
+    words[rows:] = torch.tensor(table, dtype=torch.int64)
+    sent = words.to(device, non_blocking=True)
+    on_device = sent[:rows].view(torch.float32).view(-1, WORDS) if here else parameters.contiguous()
+    return on_device, images[0] if stacked else sent[rows:]
 
 
 class _Launches:
@@ -131,9 +138,9 @@ class _Launches:
         work = torch.empty(shape, dtype=work_dtype(self.out.dtype), device=self.out.device)
         partial = torch.empty(count * parts(size) if contrast else 0, dtype=torch.float32, device=self.out.device)
         with torch.cuda.device_of(self.out):
-            self._resize(work, partial, blurred)
+            self._resize(work, partial)
             if contrast:
-                self._color(work, partial, blurred)
+                self._color(work, partial)
             if blurred and not self.pil:
                 self._blur(work, work, last=True)
             elif blurred:
@@ -153,7 +160,7 @@ class _Launches:
         constants = product_constants(self.out.dtype, target_of(self.out.device))
         return {"BLOCK": block(self.size), "ROWS": chunk[0], "K": chunk[1], **constants, "num_stages": 1}
 
-    def _resize(self, work: Tensor, partial: Tensor, blurred: bool) -> None:
+    def _resize(self, work: Tensor, partial: Tensor) -> None:
         table = self.image.ndim == 3
         resize_kernel[(self.rows.shape[0] * parts(self.size),)](
             self.rows,
@@ -165,12 +172,12 @@ class _Launches:
             partial,
             SUPPORT=2 if self.bicubic else 1,
             TABLE=table,
-            BLUR=blurred,
+            BLUR=blurs(self.size, self.pil),
             **self._products(resize_chunk(self.out.dtype)),
             **self._common(),
         )
 
-    def _color(self, work: Tensor, partial: Tensor, blurred: bool) -> None:
+    def _color(self, work: Tensor, partial: Tensor) -> None:
         area, count = self.size * self.size, parts(self.size)
         pixels = min(COLOR_BLOCK, triton.next_power_of_2(area))
         color_kernel[(self.rows.shape[0] * triton.cdiv(area, pixels),)](
@@ -181,7 +188,7 @@ class _Launches:
             PARTS=count,
             PARTS_POWER=triton.next_power_of_2(count),
             BLOCK=pixels,
-            BLUR=blurred,
+            BLUR=blurs(self.size, self.pil),
             **self._common(),
         )
 
