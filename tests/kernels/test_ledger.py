@@ -49,7 +49,7 @@ def check(*options):
 
 
 # Compiling every row takes minutes (`python kernels/proof --check --jobs 2`); a test run compiles these.
-MAIN = {"nt_xent": "bfloat16 D=128, 128×128, 8 warps, 3 stages"}
+MAIN = {"nt_xent": "bfloat16 D=128, 128×128, 8 warps, 3 stages", "augment": "bicubic bfloat16"}
 
 
 @pytest.mark.parametrize("op", sorted({row["op"] for row in STORED["rows"]}))
