@@ -165,6 +165,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
         whole = sinkhorn(scores * size, queue=queue * size)
         with monkeypatch.context() as patch:
             patch.setattr(cpu, "BLOCK", 210)
+            patch.setattr(cpu, "KEPT_BLOCK", 330)
             assert relative(sinkhorn(scores * size, queue=queue * size), whole.double()) <= 1e-5
 
 
@@ -268,7 +269,7 @@ print(peak() - before)
 def test_memory_is_that_of_the_result():
     """The codes are 47 MB; a concatenation with the queue and its exponentials would be 188 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 62
+    assert float(done.stdout) < 75
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sinkhorn on the CPU: blocks of rows that stay in the cache, and no buffer but the result.
+"""Sinkhorn on the CPU: few operations on large blocks of rows, and no buffer of their size but the result.
 
 With E_bk = exp(s_bk / ε) the codes are u_k E_bk v_b. A pass over the rows takes u from the last pass, computes
 v_b = 1 / Σ_k E_bk u_k of a block and at once adds E_bk v_b to the sums r_k of the next, u_k = 1 / r_k. The exponentials
@@ -23,8 +23,11 @@ from ..gather import all_reduce, size_and_rank
 
 # exp(2 · PLAIN) times any number of prototypes is within fp32.
 PLAIN = 40.0
-# Elements of a block of rows: 1 MB a thread on two threads, within the second-level cache.
-BLOCK = 1 << 19
+# Elements of a block. Few and large: every operation waits for the slowest thread, and on two cores that others use too
+# 2^19 was ten times slower than 2^24, while a cache of 2 MB a core gained nothing where the cores were free.
+KEPT_BLOCK = 1 << 24
+# Of a block that needs memory of its own: 16 MB.
+BLOCK = 1 << 22
 # On a GPU, where `stabilised` serves more prototypes than fit on chip.
 DEVICE_BLOCK = 1 << 25
 # Stands for −∞ where −∞ − (−∞) would be NaN.
@@ -43,8 +46,9 @@ class _Rows:
     kept: Tensor | None
     wanted: bool
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        step = max(1, (BLOCK if self.scores.device.type == "cpu" else DEVICE_BLOCK) // self.scores.shape[1])
+    def blocks(self, size: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Scores and kept exponentials, `size` elements at a time, or as many as the exponentials' place allows."""
+        step = max(1, (size or (BLOCK if self.kept is None else KEPT_BLOCK)) // self.scores.shape[1])
         for start in range(0, len(self.scores), step):
             block = slice(start, start + step)
             yield self.scores[block], None if self.kept is None else self.kept[block]
@@ -141,15 +145,16 @@ def _weights(mass: Tensor, total: int, group: str) -> Tensor:
 
 def stabilised(rows: list[_Rows], epsilon: float, iterations: int, group: str) -> None:
     problems, width = _shape(rows)
+    size = BLOCK if rows[0].scores.device.type == "cpu" else DEVICE_BLOCK
     total = _total_rows(rows, group)
     top = rows[0].scores.new_full((problems, width), EXCLUDED, dtype=torch.float32)
     mass = torch.zeros_like(top)
     for part in rows:
-        for scores, _ in part.blocks():
+        for scores, _ in part.blocks(size):
             torch.maximum(top[part.problem], _logits(scores, epsilon).amax(0), out=top[part.problem])
     all_reduce(top, "max", group)
     for part in rows:
-        for scores, _ in part.blocks():
+        for scores, _ in part.blocks(size):
             mass[part.problem] += (_logits(scores, epsilon) - top[part.problem]).exp_().sum(0)
     all_reduce(mass, "sum", group)
     potential = torch.where(top > EXCLUDED, -top - mass.log(), EXCLUDED)
@@ -157,7 +162,7 @@ def stabilised(rows: list[_Rows], epsilon: float, iterations: int, group: str) -
         last = step == iterations - 1
         mass.zero_()
         for part in rows:
-            for scores, kept in part.blocks() if part.wanted or not last else ():
+            for scores, kept in part.blocks(size) if part.wanted or not last else ():
                 shares = _logits(scores, epsilon).add_(potential[part.problem]).softmax(1)
                 if not last:
                     mass[part.problem] += shares.sum(0)

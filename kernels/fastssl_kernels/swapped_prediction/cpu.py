@@ -1,4 +1,4 @@
-"""SwAV's loss on the CPU: blocks of scores that stay in the cache, never a whole matrix.
+"""SwAV's loss on the CPU: blocks of scores, never a whole matrix.
 
 With w_b = Σ_k t_bk of a crop's target t, the sum of the codes of the others, and p = softmax(s / τ):
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..arithmetic import plain_arithmetic
 
-# Elements of a block: scores, exponentials and target of 1 MB each on one of two threads.
-BLOCK = 1 << 19
+# Elements of a block: scores, exponentials and target of 4 MB each. Smaller ones wait more for the slowest thread.
+BLOCK = 1 << 20
 
 
 def swapped_prediction(
