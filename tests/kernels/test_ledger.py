@@ -49,7 +49,11 @@ def check(*options):
 
 
 # Compiling every row takes minutes (`python kernels/proof --check --jobs 2`); a test run compiles these.
-MAIN = {"nt_xent": "bfloat16 D=128, 128×128, 8 warps, 3 stages", "augment": "bicubic bfloat16"}
+MAIN = {
+    "nt_xent": "bfloat16 D=128, 128×128, 8 warps, 3 stages",
+    "augment": "bicubic bfloat16",
+    "relic": "bfloat16 D=128",
+}
 
 
 @pytest.mark.parametrize("op", sorted({row["op"] for row in STORED["rows"]}))

@@ -37,8 +37,9 @@ _TABLE = {
     ("gfx942", 2, "middle"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 1)),
     ("gfx942", 2, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 128, 4, 1)),
     ("gfx942", 4, "narrow"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 64, 4, 1)),
-    **{
-        (target, 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(32, 32, 64, 4, 1))
-        for target in ("sm_80", "sm_90", "sm_100", "gfx942")
-    },
+    # Tensor cores of sm_90 and later take 64 rows; pieces of 64 spill backward.
+    ("sm_90", 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 32, 4, 2)),
+    ("sm_100", 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 32, 4, 2)),
+    ("sm_80", 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(32, 32, 64, 4, 1)),
+    ("gfx942", 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(32, 32, 64, 4, 1)),
 }

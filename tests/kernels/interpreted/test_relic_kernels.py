@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TOLERANCE = {F32: 1e-5, BF16: 5e-3, F16: 2e-3}
-SMALL = {"sums": Tile(64, 32, 32, 4, 2), "gradient": Tile(32, 64, 32, 4, 2)}
+SMALL = {"sums": Tile(128, 32, 32, 4, 2), "gradient": Tile(64, 64, 32, 4, 2)}
 
 
 def small_tile(kernel, width, products, target, columns):
