@@ -45,6 +45,8 @@ typedef struct {
 } Job;
 
 typedef struct {
+    float *window;  /* [taps, 3 w, rounded up to whole lanes] the source rows in use, as floats */
+    const float **taken; /* [taps] which of them, in order */
     float *rows;    /* [LANES, 3 w, rounded up to whole lanes] resized along y */
     float *columns; /* the same, transposed */
     float *across, *down; /* [S, taps] weights */
@@ -93,31 +95,18 @@ INLINE void weigh(float *weight, int32_t *first, int32_t *count, int taps, int l
     }
 }
 
-/* One output row: Σ weight · source row, over 3 w interleaved bytes; four source rows at a time. */
-INLINE void blend_rows(float *restrict out, const uint8_t *restrict source, size_t stride, const float *weight, int n,
-                       int width) {
-    int t = 0;
-    for (; t + 4 <= n; t += 4, source += 4 * stride) {
-        const uint8_t *restrict b = source + stride, *restrict c = b + stride, *restrict d = c + stride;
-        const float wa = weight[t], wb = weight[t + 1], wc = weight[t + 2], wd = weight[t + 3];
-        if (t)
-            for (int k = 0; k < width; k++)
-                out[k] += (wa * (float)source[k] + wb * (float)b[k]) + (wc * (float)c[k] + wd * (float)d[k]);
-        else
-            for (int k = 0; k < width; k++)
-                out[k] = (wa * (float)source[k] + wb * (float)b[k]) + (wc * (float)c[k] + wd * (float)d[k]);
+/* One source row as floats, once: neighbouring output rows share it. */
+INLINE void widen(float *restrict out, const uint8_t *restrict source, int width) {
+    for (int k = 0; k < width; k++) out[k] = (float)source[k];
+}
+
+/* One output row: Σ weight · source row, over 3 w interleaved numbers, rounded up to whole lanes. */
+INLINE void blend_rows(float *out, const float *const *rows, const float *weight, int n, size_t pitch) {
+    for (size_t k = 0; k < pitch; k += LANES) {
+        lanes sum = *(const lanes *)(rows[0] + k) * weight[0];
+        for (int t = 1; t < n; t++) sum += *(const lanes *)(rows[t] + k) * weight[t];
+        *(lanes *)(out + k) = sum;
     }
-    if (!t) {
-        for (int k = 0; k < width; k++) out[k] = weight[0] * (float)source[k];
-        t++, source += stride;
-    }
-    for (; t + 2 <= n; t += 2, source += 2 * stride) {
-        const uint8_t *restrict b = source + stride;
-        const float wa = weight[t], wb = weight[t + 1];
-        for (int k = 0; k < width; k++) out[k] += wa * (float)source[k] + wb * (float)b[k];
-    }
-    if (t < n)
-        for (int k = 0; k < width; k++) out[k] += weight[t] * (float)source[k];
 }
 
 INLINE void transpose(const float *from, size_t from_pitch, float *to, size_t to_pitch) {
@@ -154,11 +143,17 @@ INLINE void resize(const Job *job, Scratch *s, int view, float *out) {
     const uint8_t *source = job->pixels[image] + (size_t)y0 * stride + 3 * (size_t)x0;
     weigh(s->down, s->down_first, s->down_count, s->down_taps, h, size, job->bicubic, 0);
     weigh(s->across, s->across_first, s->across_count, s->across_taps, w, size, job->bicubic, job->flip[view]);
+    int widened = 0; /* source rows that have been in the window */
     for (int top = 0; top < size; top += LANES) {
         const int block = size - top < LANES ? size - top : LANES;
-        for (int l = 0; l < block; l++)
-            blend_rows(s->rows + l * pitch, source + (size_t)s->down_first[top + l] * stride, stride,
-                       s->down + (size_t)(top + l) * s->down_taps, s->down_count[top + l], wide);
+        for (int l = 0; l < block; l++) {
+            const int first = s->down_first[top + l], count = s->down_count[top + l];
+            if (widened < first) widened = first;
+            for (; widened < first + count; widened++)
+                widen(s->window + (size_t)(widened % s->down_taps) * pitch, source + (size_t)widened * stride, wide);
+            for (int t = 0; t < count; t++) s->taken[t] = s->window + (size_t)((first + t) % s->down_taps) * pitch;
+            blend_rows(s->rows + l * pitch, s->taken, s->down + (size_t)(top + l) * s->down_taps, count, pitch);
+        }
         for (size_t k = 0; k < pitch; k += 4)
             for (int l = 0; l < LANES; l += 4) transpose(s->rows + l * pitch + k, pitch, s->columns + k * LANES + l, LANES);
         for (int i = 0; i < size; i += 4) {
@@ -240,9 +235,21 @@ INLINE double sum_of(const float *x, int n) {
     return total;
 }
 
+/* What comes after the blur: solarize, invert, normalise. */
+INLINE void finish(const Job *job, int view, PIXELS) {
+    float *restrict planes[3] = {r, g, b};
+    for (int c = 0; c < 3; c++) {
+        float *restrict x = planes[c];
+        const float mean = job->mean[c], std = job->std[c];
+        if (job->solarize[view]) EACH x[p] = x[p] < 1.0f - x[p] ? x[p] : 1.0f - x[p];
+        if (job->invert[view]) EACH x[p] = 1.0f - x[p];
+        if (mean != 0.0f || std != 1.0f) EACH x[p] = (x[p] - mean) / std;
+    }
+}
+
 enum { BRIGHTNESS, CONTRAST, SATURATION, HUE };
 
-/* Jitter and grayscale. Contrast needs the mean of all pixels as they are before it, so there are two sweeps. */
+/* Jitter, grayscale and, without a blur, what comes after it. Contrast needs the mean of all pixels as they are before it, so there are two sweeps. */
 INLINE void color(const Job *job, int view, float *x, int area) {
     const float *factor = job->factors + 4 * (size_t)view;
     int operations[4], count = 0, pivoted = 0;
@@ -274,6 +281,7 @@ INLINE void color(const Job *job, int view, float *x, int area) {
                 total[0] += sum_of(r, n), total[1] += sum_of(g, n), total[2] += sum_of(b, n);
             else if (job->gray[view] && !job->grayscale_first)
                 EACH r[p] = g[p] = b[p] = level(r[p], g[p], b[p]);
+            if (sweep && !(job->sigma[view] > 0.0f)) finish(job, view, r, g, b, n);
         }
         pivot = level((float)(total[0] / area), (float)(total[1] / area), (float)(total[2] / area));
     }
@@ -356,31 +364,30 @@ INLINE void blur(const Job *job, Scratch *s, float sigma, float *x) {
 EVERY_MACHINE
 static void render_view(const Job *job, Scratch *s, int view) {
     const int area = job->size * job->size;
-    float *restrict x = job->out + 3 * (size_t)area * view;
+    float *x = job->out + 3 * (size_t)area * view;
     resize(job, s, view, x);
     color(job, view, x, area);
-    if (job->sigma[view] > 0.0f) blur(job, s, job->sigma[view], x);
-    if (job->solarize[view])
-        for (int p = 0; p < 3 * area; p++) x[p] = x[p] < 1.0f - x[p] ? x[p] : 1.0f - x[p];
-    if (job->invert[view])
-        for (int p = 0; p < 3 * area; p++) x[p] = 1.0f - x[p];
-    for (int c = 0; c < 3; c++) {
-        const float mean = job->mean[c], std = job->std[c];
-        float *restrict plane = x + (size_t)c * area;
-        if (mean != 0.0f || std != 1.0f)
-            for (int p = 0; p < area; p++) plane[p] = (plane[p] - mean) / std;
+    if (!(job->sigma[view] > 0.0f)) return;
+    blur(job, s, job->sigma[view], x);
+    for (int begin = 0; begin < area; begin += CHUNK) {
+        const int n = area - begin < CHUNK ? area - begin : CHUNK;
+        finish(job, view, x + begin, x + begin + area, x + begin + 2 * area, n);
     }
 }
 
 static int allocate(const Job *job, Scratch *s) {
-    const size_t size = (size_t)job->size, wide = (3 * (size_t)job->longest_width + LANES) * LANES;
+    const size_t size = (size_t)job->size, row = 3 * (size_t)job->longest_width + LANES, wide = row * LANES;
     s->down_taps = taps_for(job->longest_height, job->size, job->bicubic);
     s->across_taps = taps_for(job->longest_width, job->size, job->bicubic);
     s->pitch = (job->size + LANES - 1) / LANES * LANES;
     const size_t plane = size * (size_t)s->pitch, line = size + MOST_TAPS + LANES;
-    const size_t floats = 2 * wide + size * (size_t)(s->down_taps + s->across_taps) + plane + line;
-    float *at = s->memory = calloc(floats + 4 * size, sizeof(float));
-    if (!at) return 1;
+    const size_t window = row * (size_t)s->down_taps;
+    const size_t floats = 2 * wide + window + size * (size_t)(s->down_taps + s->across_taps) + plane + line;
+    /* Zeros, so that what fills up a vector is a number; pointers first, for their alignment. */
+    s->taken = s->memory = calloc(1, sizeof(float *) * (size_t)s->down_taps + sizeof(float) * (floats + 4 * size));
+    if (!s->memory) return 1;
+    float *at = (float *)(s->taken + s->down_taps);
+    s->window = at, at += window;
     s->columns = at, at += wide;
     s->rows = at, at += wide;
     s->down = at, at += size * (size_t)s->down_taps;
