@@ -118,6 +118,7 @@ def test_order_matters_and_each_operation_is_its_own():
         ({"order": torch.tensor([[0, 1, 2, 4]])}, "order must hold the numbers -1 to 3"),
         ({"order": torch.tensor([[0, 1, 0, 3]])}, "operation 0 at most once"),
         ({"factors": torch.tensor([[1.0, float("inf"), 1, 0]])}, "factors must be finite"),
+        ({"factors": torch.tensor([[1.0, 1, 1, 0.6]])}, "hue shifts in"),
         ({"sigma": torch.tensor([-1.0])}, "sigma must be finite and >= 0"),
         ({"sigma": torch.tensor([float("nan")])}, "sigma must be finite and >= 0"),
         ({"image": torch.tensor([-1])}, "image must hold numbers in"),

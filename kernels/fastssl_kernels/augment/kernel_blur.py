@@ -98,7 +98,8 @@ def blur_kernel(
             whole, edge = box_widths(sigma)
             reach = whole + 1
         else:
-            inverse = tl.div_rn(tl.sqrt_rn(tl.zeros_like(sigma) + LOG2E_HALF), sigma)
+            # Below a hundredth of a pixel no neighbour counts, and the inverse must stay finite.
+            inverse = tl.div_rn(tl.sqrt_rn(tl.zeros_like(sigma) + LOG2E_HALF), tl.maximum(sigma, 0.01))
             reach = tl.minimum(sigma * FARTHEST, HALF * 1.0).to(tl.int32)
         top = tl.program_id(0) % (side * side) // side * BLOCK
         left = tl.program_id(0) % side * BLOCK

@@ -51,7 +51,8 @@ def view_parameters(
         flip: bool `[M]`, mirror left and right.
         order: whole numbers `[M, 4]`, the colour operations one after another: 0 brightness, 1 contrast, 2 saturation,
             3 hue, each at most once; −1 for none.
-        factors: `[M, 4]` brightness factor (or offset), contrast factor, saturation factor, hue shift in turns.
+        factors: `[M, 4]` brightness factor (or offset), contrast factor, saturation factor, hue shift in turns, which
+            is at most 0.5 either way.
         gray: bool `[M]`, remove colour.
         sigma: `[M]` σ (or PIL radius) of the blur in pixels of the view, 0 for none.
         solarize, invert: bool `[M]`.
@@ -119,5 +120,7 @@ def _check_values(image: Tensor, box: Tensor, order: Tensor, factors: Tensor, si
             raise ValueError(f"order must name operation {operation} at most once a view")
     if not factors.isfinite().all():
         raise ValueError("factors must be finite")
+    if (factors[:, HUE].abs() > 0.5).any():
+        raise ValueError(f"factors must hold hue shifts in [-0.5, 0.5] turns, got up to {factors[:, HUE].abs().max()}")
     if not (sigma.isfinite() & (sigma >= 0)).all():
         raise ValueError(f"sigma must be finite and >= 0, got {sigma.min()} to {sigma.max()}")

@@ -140,3 +140,24 @@ def test_extreme_images():
             views = run(images, packed, spec, mean=(0, 0, 0), std=(1, 1, 1))
         assert views.isfinite().all()
         assert (views - level / 255).abs().max() <= 3e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("spec", "sizes"),
+    [
+        (ViewSpec(size=16, jitter=1.0, hue=0.5), [(300, 200), (1, 800), (16, 16)]),
+        (ViewSpec(size=20, interpolation="bilinear", blur_kind="pil", blur_sigma=(20, 60), blur=1.0), [(20, 16)]),
+        (ViewSpec(size=33, jitter=0.0, blur=1.0, blur_sigma=(1e-40, 1e-3)), [(20, 16)]),
+    ],
+    ids=["reduced", "box wider than the view", "hardly blurred"],
+)
+def test_extreme_reductions_and_blurs(spec, sizes, dtype):
+    """Down to a fiftieth, in one direction or both; σ from a denormal number to three times the view."""
+    images, _, packed = case(spec, sizes)
+    packed[0, :4] = torch.tensor([0.0, 0, *sizes[0]])
+    packed[0, 6] = spec.blur_sigma[0]
+    exact = render_views_reference(images, packed, spec.size, interpolation=spec.interpolation, blur=spec.blur_kind)
+    with checked(**named(images)):
+        views = run(images, packed, spec, dtype, mean=(0, 0, 0), std=(1, 1, 1))
+    assert (views.double() - exact).abs().max() <= (FLOAT if dtype == torch.float32 else 0.3 / 255)
