@@ -76,7 +76,8 @@ def lightly_epochs(files: Files, views: str, threads: int) -> Callable[[int], in
 
 
 def our_epochs(files: Files, recipe: Augmentation, threads: int, renderer: str) -> Callable[[int], int]:
-    loader = ViewLoader(open_source(files), recipe, batch_size=BATCH, seed=0, threads=threads, renderer=renderer, prefetch=1)
+    source, options = open_source(files), {"threads": threads, "renderer": renderer, "prefetch": 1}
+    loader = ViewLoader(source, recipe, batch_size=BATCH, seed=0, **options)
 
     def epoch(number: int) -> int:
         return sum(batch.views.batch_size for batch in loader.epoch(number))
