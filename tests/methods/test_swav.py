@@ -66,7 +66,8 @@ def test_three_steps(counts, queue):
                     q.filled.fill_(min(int(q.filled) + 1, queue))
         return loss
 
-    run_beside(method, step, r, counts=counts, steps=4)
+    # Codes at ε = 0.05 are twenty times as sensitive to a rounding as the scores they come from.
+    run_beside(method, step, r, counts=counts, steps=4, tolerance=2e-3)
 
 
 def test_prototypes_are_unit_and_stand_still_at_first():
