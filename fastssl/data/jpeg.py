@@ -8,6 +8,7 @@ inside the entropy-coded data of such a file changes pixels, but stops no decode
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -92,15 +93,13 @@ def _scan_is_plain(body: bytes, frame: bytes, quantization: set[int], huffman: s
     return True
 
 
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+
+
 def _marker_after_scan(data: bytes, start: int) -> int | None:
     """The marker that ends the scan: in its data 0xFF precedes 0 (a byte of data) or makes a restart marker."""
-    at = data.find(b"\xff", start)
-    while 0 <= at < len(data) - 1:
-        marker = data[at + 1]
-        if marker != 0 and marker != 0xFF and not 0xD0 <= marker <= 0xD7:
-            return marker
-        at = data.find(b"\xff", at + (1 if marker == 0xFF else 2))
-    return None
+    found = _MARKER.search(data, start)
+    return None if found is None else found[1][0]
 
 
 def inspect(data: bytes) -> JpegHeader:
