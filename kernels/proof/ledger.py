@@ -19,6 +19,8 @@ import fastssl_kernels
 import triton
 from fastssl_kernels.configuration import Configuration
 
+from . import peers
+
 if TYPE_CHECKING:
     from .compiler import Compiled
     from .sass import Loop
@@ -79,7 +81,12 @@ def save(rows: list[Row], replacing: tuple[list[str], list[str]]) -> None:
     lines = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in merged)
     header = json.dumps(compiler())
     JSON.write_text(f'{{\n  "compiler": {header},\n  "rows": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
-    TABLE.write_text("\n".join(_document(merged)) + "\n", encoding="utf-8")
+    write_table(merged)
+
+
+def write_table(rows: list[Row]) -> None:
+    """Write `LEDGER.md`: rows of the ledger, then what `peers.json` holds."""
+    TABLE.write_text("\n".join([*_document(rows), *peers.document(peers.load(), rows)]) + "\n", encoding="utf-8")
 
 
 def faults(row: Row) -> list[str]:

@@ -67,7 +67,8 @@ def test_every_operation_that_ships_kernels_is_in_the_ledger():
 
 
 def test_the_table_shows_every_row():
-    table = (KERNELS / "LEDGER.md").read_text(encoding="utf-8")
+    # The part on public kernels repeats some rows beside theirs: test_peers.py.
+    table, _, _ = (KERNELS / "LEDGER.md").read_text(encoding="utf-8").partition("\n## Public kernels")
     lines = [line for line in table.splitlines() if line.startswith("| ") and "| target |" not in line]
     assert len(lines) == len(STORED["rows"])
     for row in STORED["rows"]:
