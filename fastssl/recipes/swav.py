@@ -67,7 +67,9 @@ CIFAR10_SMALL_MULTICROP = replace(
 QUICK = replace(
     simclr.QUICK, method=SwAVConfig(temperature=0.1, epsilon=0.05, hidden=256, out=64, prototypes=100, freeze_steps=15)
 )
-"""Ours, for the built-in shapes, with SimCLR's views for them."""
+"""Ours, for the built-in shapes, with SimCLR's views for them.
+
+Not tuned: with these constants the loss stays at ln K on the shapes (kNN 12 %)."""
 
 RECIPES: dict[str, Config] = {
     config.recipe: config
