@@ -66,16 +66,15 @@ def page(what: str, data_name: str, command: str, config, summary: dict, run_dir
         f"| steps of {config.train.batch_size} images | {summary['steps']:,} |",
         f"| training time, evaluation excluded | {summary['training_seconds'] / 60:.1f} min |",
         f"| wall-clock time from start to the last evaluation | {summary['wall_seconds'] / 60:.1f} min |",
-        "",
-        "| epoch | training minutes | wall-clock minutes | kNN |",
-        "|---|---|---|---|",
     ]
-    for row in rows:
-        if row["kind"] == "knn":
-            timing = row["timing"]
-            lines.append(
-                f"| {row['epoch']:.0f} | {timing['time'] / 60:.1f} | {timing['wall'] / 60:.1f} | {row['knn']:.2%} |"
-            )
+    measured = [row for row in rows if row["kind"] == "knn"]
+    if measured:
+        lines += ["", "| epoch | training minutes | wall-clock minutes | kNN |", "|---|---|---|---|"]
+    for row in measured:
+        timing = row["timing"]
+        lines.append(
+            f"| {row['epoch']:.0f} | {timing['time'] / 60:.1f} | {timing['wall'] / 60:.1f} | {row['knn']:.2%} |"
+        )
     lines += [
         "",
         "`metrics.jsonl` holds every sample, `config.yaml` the configuration, `environment.json` the machine.",
