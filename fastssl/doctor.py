@@ -176,7 +176,7 @@ def _renderer(gpu: bool) -> Row:
         return Row("back ends", "renderer", "Triton on the GPU")
     if native.available():
         return Row("back ends", "renderer", "native on the CPU")
-    advice = "Install fastssl again where a C compiler is found: views on the CPU then take a fifth of the time."
+    advice = "Install fastssl again where a C compiler is found: views on the CPU are then drawn several times as fast."
     return Row("back ends", "renderer", "torch operations", "note" if gpu else "warn", "" if gpu else advice)
 
 

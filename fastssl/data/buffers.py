@@ -1,7 +1,7 @@
 """Memory for views, used again when nobody looks at the old ones any more.
 
 A batch of views is tens of megabytes, which the C library takes from the system and gives back each time: the page
-faults then cost as much as drawing (measured: 1.2 ms an image of SwAV's eight views).
+faults then cost as much as drawing.
 """
 
 from __future__ import annotations

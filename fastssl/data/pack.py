@@ -1,4 +1,4 @@
-"""Transcode a data set once, to small JPEG files in tar shards: decoding then costs a third, and a disk reads in rows.
+"""Transcode a data set once, to small JPEG files in tar shards: smaller files decode faster, and a disk reads in rows.
 
     OUT/pack.json             settings, and what is finished
     OUT/train/000000.tar …    `<class>/<number>-<name>.jpg`, a fixed number of images a shard

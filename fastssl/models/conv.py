@@ -1,8 +1,7 @@
 """A convolution whose weight gradient does not crawl on small feature maps.
 
-On the CPU, oneDNN computes the bf16 weight gradient of a 3 × 3 convolution over a 2 × 2 map at a seventh of the speed
-of the same product written as one matrix product over gathered patches: 23 against 3 ms for 512 images and 256
-channels on two cores. Small images spend a quarter of their step there. Values are those of `nn.Conv2d`.
+On the CPU, oneDNN computes the bf16 weight gradient of a 3 × 3 convolution over a map of few positions several times
+slower than the same product written as one matrix product over gathered patches. Values are those of `nn.Conv2d`.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def test_padding_before_markers():
 
 def test_sound_files_decode_whatever_their_damage():
     """A thousand files with a few bytes changed: those called sound decode, alike by DALI and with care."""
-    pytest.importorskip("nvidia.dali")
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     bases = [encode(**options) for options in PLAIN]
     rng = np.random.default_rng(0)
     sound = []
@@ -169,7 +169,7 @@ def test_sound_files_decode_whatever_their_damage():
 
 def test_many_bad_images_in_a_batch_do_not_end_the_process():
     """DALI 2.4 does so when two images of a batch of more than twelve fail."""
-    pytest.importorskip("nvidia.dali")
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     data = encode(size=(32, 32))
     decoder = DaliDecoder(threads=2)
     for length in (100, 250, 300, 500, 800):

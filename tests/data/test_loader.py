@@ -110,7 +110,7 @@ def test_threads_prefetch_and_decoder_do_not_change_a_bit(folder, request):
     reference = make(data, threads=1, prefetch=0)
     for options in ({"threads": 3}, {"prefetch": 1}, {"decoder": "torchvision"}, {"decoder": "dali", "threads": 2}):
         if options.get("decoder") == "dali":
-            pytest.importorskip("nvidia.dali")
+            pytest.importorskip("nvidia.dali", reason="DALI is not installed")
         other = make(data, **options)
         assert all_same(reference.epoch(1), other.epoch(1)), options
         other.close()
@@ -209,7 +209,7 @@ BAD = {"class1/001.jpg", "class2/002.jpg", "class3/003.jpg"}
 @pytest.mark.parametrize("decoder", ["dali", "torchvision"])
 def test_training_goes_on_over_bad_files(damaged_folder, tmp_path, decoder):
     if decoder == "dali":
-        pytest.importorskip("nvidia.dali")
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     listed = tmp_path / "run" / "quarantine.json"
     source = open_source(damaged_folder)
     loader = make(source, quarantine=listed, decoder=decoder)

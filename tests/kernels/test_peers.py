@@ -67,8 +67,7 @@ def test_the_table_shows_both_packages_and_nt_xent():
 
 
 def test_both_sides_come_from_one_compiler():
-    if STORED["compiler"] != LEDGER["compiler"]:
-        pytest.fail("run `python kernels/proof --peers FOLDER`: the ledger was written with another compiler")
+    assert STORED["compiler"] == LEDGER["compiler"], "run `python kernels/proof --peers FOLDER`: other compilers"
 
 
 @pytest.mark.parametrize("row", STORED["rows"], ids=lambda r: f"{r['kernel']} {r['target']} {r['dtype']}")

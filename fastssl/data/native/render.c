@@ -374,7 +374,7 @@ static void render_view(const Job *job, Scratch *s, int view) {
     }
 }
 
-/* A thread keeps its memory from one job to the next: fresh pages cost a tenth of the drawing. */
+/* A thread keeps its memory from one job to the next: fresh pages are slow. */
 static _Thread_local struct { void *memory; size_t bytes; } kept;
 
 static int allocate(const Job *job, Scratch *s) {
