@@ -6,7 +6,7 @@ THREADS ?= 0
 
 .PHONY: pretrain test lint clean
 
-INSTALLED := $(VENV)/.installed-$(shell cat setup.py pyproject.toml fastssl/data/native/render.c | cksum | cut -d' ' -f1)
+INSTALLED := $(VENV)/.installed-$(shell cat setup.py pyproject.toml fastssl/data/native/*.[ch] | cksum | cut -d' ' -f1)
 
 $(INSTALLED):
 	@echo "== creating $(VENV) and installing fastssl (once; a few minutes, several GB with a CUDA build of torch)"

@@ -29,7 +29,8 @@ PEERS = ["lightly==1.6.0", "timm>=1.0"]
 # Same bits on every machine: no contraction. The instruction set is chosen at run time, so -march has no place here.
 RENDERER = Extension(
     "fastssl.data.native._render",
-    sources=["fastssl/data/native/render.c"],
+    sources=[f"fastssl/data/native/{name}.c" for name in ("render", "view_avx512", "view_avx2", "view_plain")],
+    depends=["fastssl/data/native/job.h", "fastssl/data/native/view.h"],
     extra_compile_args=[
         "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only",
         "-fno-signed-zeros",

@@ -27,7 +27,7 @@ from fastssl.data import Augmentation, ViewSpec
 from fastssl.data.dali_graph import ARGUMENTS, arguments, check_view, draw
 from fastssl.data.decode import decode_one
 from fastssl.data.jpeg import inspect
-from fastssl.data.params import ViewParams, sample_params
+from fastssl.data.params import ViewParams, group_params
 
 Feed = tuple[Sequence[bytes], Sequence[ViewParams]]
 """B encoded images, and for each view of the recipe, in its order, B rows of parameters."""
@@ -132,12 +132,11 @@ def feeds(
     """
     for start in range(0, len(files) - batch_size + 1, batch_size):
         ids = np.arange(start, start + batch_size)
-        specs = [spec for spec in augmentation.views for _ in range(spec.count)]
-        sides = {"heights": sizes[ids, 0], "widths": sizes[ids, 1]}
-        params = [
-            sample_params(spec, seed=seed, epoch=epoch, samples=ids, view=view, **sides)
-            for view, spec in enumerate(specs)
-        ]
+        params: list[ViewParams] = []
+        for spec in augmentation.views:
+            sides = {"heights": sizes[ids, 0], "widths": sizes[ids, 1]}
+            drawn = group_params(spec, seed=seed, epoch=epoch, samples=ids, first=len(params), **sides)
+            params += [drawn.select(slice(k, k + batch_size)) for k in range(0, len(drawn), batch_size)]
         yield [files[i] for i in ids], params
 
 

@@ -54,32 +54,35 @@ def philox(counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], key: tupl
     return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def words(seed: int, epoch: int, samples: ArrayLike, view: int, n: int, *, first: int = 0) -> NDArray[np.uint32]:
+def words(seed: int, epoch: int, samples: ArrayLike, view: ArrayLike, n: int, *, first: int = 0) -> NDArray[np.uint32]:
     """The 32-bit words of draws `first` … `first + n - 1`; arguments as in `uniforms`. uint32 `[N, n]`."""
     if not 0 <= seed < 1 << 64:
         raise UserError(f"seed must be in [0, 2^64), got {seed}")
     if not 0 <= epoch < 1 << 32:
         raise UserError(f"epoch must be in [0, 2^32), got {epoch}")
-    if not 0 <= view < 1 << 16:
+    views = np.asarray(view, dtype=np.int64)
+    if not ((views >= 0) & (views < 1 << 16)).all():
         raise ValueError(f"view must be in [0, 65536), got {view}")
     if first < 0 or first + n > 1 << 18:
         raise ValueError(f"draws must lie in [0, 2^18), got {first} … {first + n - 1}")
     sample = np.asarray(samples, dtype=np.int64).astype(np.uint64)[:, None]
     start, stop = first // 4, -(-(first + n) // 4)
-    block = np.arange(start, stop, dtype=np.uint64)[None, :] | np.uint64(view << 16)
+    block = np.arange(start, stop, dtype=np.uint64)[None, :] | (views << 16).astype(np.uint64).reshape(-1, 1)
     drawn = philox((block, sample & _LOW, sample >> _HALF, np.uint64(epoch)), (seed & 0xFFFFFFFF, seed >> 32))
     flat = drawn.reshape(sample.shape[0], 4 * (stop - start))
     return flat[:, first - 4 * start : first - 4 * start + n]
 
 
-def uniforms(seed: int, epoch: int, samples: ArrayLike, view: int, n: int, *, first: int = 0) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, epoch: int, samples: ArrayLike, view: ArrayLike, n: int, *, first: int = 0
+) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1), multiples of 2⁻²⁴.
 
     Args:
         seed: the run's seed, in [0, 2⁶⁴).
         epoch: in [0, 2³²).
         samples: int64 `[N]` sample ids.
-        view: number of the view within the recipe, in [0, 2¹⁶).
+        view: number of the view within the recipe, in [0, 2¹⁶): one, or int64 `[N]`, one a sample.
         n: how many draws for each sample; draw numbers stay below 2¹⁸.
         first: number of the first draw.
 

@@ -17,7 +17,7 @@ from .counter import MAX_VIEWS, REPLACEMENT_VIEW, words
 from .dali_graph import check_view
 from .decode import DecoderKind
 from .order import batch_ids, steps_per_epoch
-from .params import ViewParams, sample_params
+from .params import group_params
 from .quarantine import Quarantine
 from .reader import Reader, RendererKind, image_sizes
 from .sources import Source
@@ -155,15 +155,10 @@ class ViewLoader:
         counts: dict[int, int] = {}
         view = 0
         for spec in self.augmentation.views:
-            drawn = []
-            for _ in range(spec.count):
-                drawn.append(
-                    sample_params(
-                        spec, seed=self._seed, epoch=epoch, samples=ids, view=view, heights=heights, widths=widths
-                    )
-                )
-                view += 1
-            params = ViewParams.concatenate(drawn)
+            params = group_params(
+                spec, seed=self._seed, epoch=epoch, samples=ids, first=view, heights=heights, widths=widths
+            )
+            view += spec.count
             rendered = self._reader.render(images, params, spec, self.augmentation.mean, self.augmentation.std)
             groups.setdefault(spec.size, []).append(rendered)
             counts[spec.size] = counts.get(spec.size, 0) + spec.count

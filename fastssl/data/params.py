@@ -69,12 +69,12 @@ class _Draws:
     seed: int
     epoch: int
     samples: NDArray[np.int64]
-    view: int
+    views: NDArray[np.int64]
 
     def attempt(self, k: int, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """float64 `[4, len(rows)]`."""
         first = _PHOTOMETRIC + 4 * k
-        return uniforms(self.seed, self.epoch, self.samples[rows], self.view, 4, first=first).T
+        return uniforms(self.seed, self.epoch, self.samples[rows], self.views[rows], 4, first=first).T
 
 
 def _below(u: NDArray[np.float64], count: NDArray[np.float64] | float) -> NDArray[np.float64]:
@@ -170,25 +170,26 @@ def sample_params(
     seed: int,
     epoch: int,
     samples: ArrayLike,
-    view: int,
+    view: ArrayLike,
     heights: ArrayLike,
     widths: ArrayLike,
 ) -> ViewParams:
-    """Draw the parameters of view number `view` for N images.
+    """Draw the parameters of N views, one of each sample.
 
     Args:
         spec: the view's distribution.
         seed, epoch: of the run.
         samples: int64 `[N]` sample ids.
-        view: number of the view within the whole recipe, counted through its groups.
+        view: number of the view within the whole recipe, counted through its groups; or int64 `[N]`, one a row.
         heights, widths: `[N]` image sizes in pixels, at least 1.
 
     Returns:
-        N rows; row j depends on sample j and its image size only.
+        N rows; row j depends on sample j, its view and its image size only.
     """
     ids = np.asarray(samples, dtype=np.int64)
+    views = np.broadcast_to(np.asarray(view, dtype=np.int64), ids.shape)
     h, w = np.asarray(heights, dtype=np.float64), np.asarray(widths, dtype=np.float64)
-    u = uniforms(seed, epoch, ids, view, _PHOTOMETRIC).T
+    u = uniforms(seed, epoch, ids, views, _PHOTOMETRIC).T
     strength = np.array([spec.brightness, spec.contrast, spec.saturation])[:, None]
     low = np.maximum(1 - strength, 0)
     factors = np.empty((len(ids), 4))
@@ -197,7 +198,7 @@ def sample_params(
         factors[:, 0] = (2 * u[3] - 1) * spec.brightness
     factors[:, 3] = (2 * u[6] - 1) * spec.hue
     sigma = spec.blur_sigma[0] + u[8] * (spec.blur_sigma[1] - spec.blur_sigma[0])
-    box = _BOXES[spec.sampler](spec, _Draws(seed, epoch, ids, view), h, w)
+    box = _BOXES[spec.sampler](spec, _Draws(seed, epoch, ids, views), h, w)
     return ViewParams(
         box=box.astype(np.float32),
         flip=u[0] < spec.flip,
@@ -208,6 +209,31 @@ def sample_params(
         sigma=np.where(u[9] < spec.blur, sigma, 0).astype(np.float32),
         solarize=u[10] < spec.solarize,
         invert=u[11] < spec.invert,
+    )
+
+
+def group_params(
+    spec: ViewSpec,
+    *,
+    seed: int,
+    epoch: int,
+    samples: NDArray[np.int64],
+    first: int,
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+) -> ViewParams:
+    """Draw the parameters of all `spec.count` views of a group at once; arguments as in `sample_params`.
+
+    Args:
+        first: number of the group's first view within the whole recipe.
+
+    Returns:
+        `count` · N rows, view-major: row v·N + j is view `first + v` of sample j.
+    """
+    rows = np.tile(np.arange(len(samples)), spec.count)
+    view = first + np.repeat(np.arange(spec.count), len(samples))
+    return sample_params(
+        spec, seed=seed, epoch=epoch, samples=samples[rows], view=view, heights=heights[rows], widths=widths[rows]
     )
 
 

@@ -67,6 +67,27 @@ def test_threads_change_no_bit():
             assert torch.equal(native.render(images, params, spec, MEAN, STD, pool=pool, threads=4), alone)
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_instruction_set_changes_no_bit(spec):
+    for height, width, size in ((375, 500, 224), (90, 70, 31)):
+        sized = replace(spec, size=size)
+        images, params = case(height, width, sized, 4)
+        plain, *others = (native.render(images, params, sized, MEAN, STD, version=name) for name in native.versions())
+        for other in others:
+            assert torch.equal(other, plain)
+
+
+def test_memory_that_a_job_leaves_behind_changes_no_bit():
+    jobs = []
+    for number, (height, width, size) in enumerate(SHAPES):
+        spec = replace(SPECS[number % len(SPECS)], size=size)
+        images, params = case(height, width, spec, 3)
+        jobs.append((images, params, spec))
+    first = [native.render(*job, MEAN, STD) for job in jobs]
+    for job, before in reversed(list(zip(jobs, first, strict=True))):
+        assert torch.equal(native.render(*job, MEAN, STD), before)
+
+
 def test_rows_that_are_not_contiguous():
     spec = ViewSpec(size=16)
     images, params = case(30, 20, spec, 2)
@@ -104,6 +125,10 @@ def test_other_input_is_refused():
         native.render(images, wide, replace(spec, blur_kind="pil"))
     with pytest.raises(ValueError, match="shown"):
         native.render(images, params, spec, shown=np.array([0, 1, 2, 0]))
+    with pytest.raises(ValueError, match="at most 10000"):
+        native.render(images, params, replace(spec, size=10_001))
+    with pytest.raises(ValueError, match="version must be one of plain"):
+        native.render(images, params, spec, version="mmx")
     with pytest.raises(ValueError, match="order"):
         native.render(images, replace(params, order=np.full((4, 4), 4, dtype=np.int8)), spec)
 

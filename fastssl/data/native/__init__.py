@@ -23,6 +23,9 @@ from ..views import ViewSpec
 MOST_PIL_RADIUS = 100.0
 """Largest radius of PIL's blur: the library's kernel has a fixed size."""
 
+MOST_SIZE = 10_000
+"""Largest side of a view in pixels, for the same reason."""
+
 _POINTER = ctypes.c_void_p
 _INT = ctypes.c_int32
 
@@ -59,6 +62,13 @@ def available() -> bool:
     return _library() is not None
 
 
+def versions() -> dict[str, int]:
+    """The instruction sets that the library has code for and this machine runs, slowest first; empty without it."""
+    library = _library()
+    have = 0 if library is None else library.fastssl_versions()
+    return {name: 1 << bit for bit, name in enumerate(("plain", "avx2", "avx512")) if have >> bit & 1}
+
+
 def render(
     images: Tensor | Sequence[Tensor],
     params: ViewParams,
@@ -70,6 +80,7 @@ def render(
     pool: ThreadPoolExecutor | None = None,
     threads: int = 1,
     out: Tensor | None = None,
+    version: str | None = None,
 ) -> Tensor:
     """Render views of images, one a row of parameters, on `threads` threads of `pool`.
 
@@ -77,13 +88,14 @@ def render(
         images: uint8 `[N, H, W, 3]`, or N tensors `[H, W, 3]` of any sizes, on the CPU.
         params: M rows.
         spec, mean, std, shown, out: as in `fastssl.data.render.render`.
+        version: one of `versions()`; None for the best.
 
     Returns:
-        float32 `[M, 3, S, S]`; equal to the torch renderer's to fp32 rounding.
+        float32 `[M, 3, S, S]`; equal to the torch renderer's to fp32 rounding, the same bits with each version.
 
     Raises:
         ValueError: without `shown`, M is no multiple of N; images of another type; a box outside its image; a blur
-            beyond `MOST_PIL_RADIUS`; another `out`.
+            beyond `MOST_PIL_RADIUS`; a view beyond `MOST_SIZE`; another `out`; a version this machine does not run.
         RuntimeError: the library was not built.
         MemoryError: no memory for a thread's buffers.
     """
@@ -96,6 +108,8 @@ def render(
             raise ValueError(f"params must have a multiple of {n} rows (one a view of each image), got {count}")
         shown = np.arange(count) % n
     images = [image.contiguous() for image in images]
+    if spec.size > MOST_SIZE:
+        raise ValueError(f"size must be at most {MOST_SIZE} for the native renderer, got {spec.size}")
     shape = (count, 3, spec.size, spec.size)
     out = torch.empty(shape) if out is None else out
     if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous() or not out.is_cpu:
@@ -110,8 +124,13 @@ def render(
     job.enabled[:] = [int(x > 0) for x in (spec.brightness, spec.contrast, spec.saturation, spec.hue)]
     job.mean[:], job.std[:] = mean, std
 
+    have = versions()
+    if version is not None and version not in have:
+        raise ValueError(f"version must be one of {', '.join(have)} on this machine, got {version!r}")
+    chosen = have[version] if version else sum(have.values())
+
     def run(_: int) -> int:
-        return int(library.fastssl_render(ctypes.byref(job)))
+        return int(library.fastssl_render(ctypes.byref(job), chosen))
 
     failed = list(pool.map(run, range(threads))) if pool is not None and threads > 1 else [run(0)]
     if any(failed):
