@@ -62,7 +62,7 @@ def words(seed: int, epoch: int, samples: ArrayLike, view: ArrayLike, n: int, *,
         raise UserError(f"epoch must be in [0, 2^32), got {epoch}")
     views = np.asarray(view, dtype=np.int64)
     if not ((views >= 0) & (views < 1 << 16)).all():
-        raise ValueError(f"view must be in [0, 65536), got {view}")
+        raise ValueError(f"view must be in [0, 65536), got {views.min()} … {views.max()}")
     if first < 0 or first + n > 1 << 18:
         raise ValueError(f"draws must lie in [0, 2^18), got {first} … {first + n - 1}")
     sample = np.asarray(samples, dtype=np.int64).astype(np.uint64)[:, None]

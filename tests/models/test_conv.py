@@ -41,11 +41,16 @@ def test_equals_the_float64_convolution_of_the_rounded_operands(shape, layout):
     ours.to(memory_format=layout)
     x = torch.randn(images, cin, height, width).bfloat16().float().to(memory_format=layout)
     grad = torch.randn_like(exact(x.double())).bfloat16()
+    plain = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    plain.to(memory_format=layout)
     with torch.autocast("cpu", torch.bfloat16):
-        got = gradients(ours, x, grad)
-    for value, reference in zip(got, gradients(exact, x.double(), grad), strict=True):
-        # Operands are exact, sums are fp32, the result is rounded to 8 bits once.
-        assert (value.double() - reference).norm() <= 2**-8 * reference.norm()
+        got, torchs = gradients(ours, x, grad), gradients(plain, x, grad)
+    for value, by_torch, reference in zip(got, torchs, gradients(exact, x.double(), grad), strict=True):
+        # Operands are exact, sums are fp32, the result is rounded to 8 bits once. Processors without bf16 products
+        # round more often within torch's own convolution, which larger maps take.
+        inherited = (by_torch.double() - reference).norm()
+        assert (value.double() - reference).norm() <= torch.maximum(2**-8 * reference.norm(), inherited)
 
 
 def test_small_maps_take_the_patches_and_large_ones_do_not():
