@@ -19,8 +19,9 @@ ALLOWED = {
     "config": {"data.views", "methods", "models", "optim", "errors"},
     "recipes": {"recipes", "config", "data.views", "methods", "models", "optim", "errors"},
     "doctor": {"report", "data", "errors"},
+    "bench": {"bench", "data", "report", "errors"},
     "engine": {"engine", "config", "data", "methods", "models", "optim", "evaluate", "report", "errors"},
-    "commands": {"commands", "engine", "recipes", "config", "data", "doctor", "errors"},
+    "commands": {"commands", "engine", "recipes", "config", "data", "doctor", "bench", "errors"},
     "cli": {"commands", "errors", "__version__"},
 }
 

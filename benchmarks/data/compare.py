@@ -4,8 +4,8 @@
 
 Each round every subject makes one epoch of the images. The floor is what no renderer can beat with this decoder: DALI's
 decoding of the same files, alone, and one write and one read of every float of the views (memcpy), shared among the
-threads. lightly 1.6 runs in a DataLoader with as many worker processes as threads; its transforms are its own defaults
-for the recipe (SwaVTransform, SimCLRTransform), on PIL images.
+threads, as in `fastssl bench data`. lightly 1.6 runs in a DataLoader with as many worker processes as threads; its
+transforms are its own defaults for the recipe (SwaVTransform, SimCLRTransform), on PIL images.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dali_graph import RECIPES, EncodedGraph, feeds, gaussian
+from dali_graph import RECIPES, EncodedGraph, feeds
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from fastssl.bench.backends import gaussian
+from fastssl.bench.floor import Floor
 from fastssl.data import Augmentation, ViewLoader, open_source
 from fastssl.data.decode import DaliDecoder, decode_one
 from fastssl.data.jpeg import inspect
@@ -98,15 +100,10 @@ def graph_epochs(files: Files, recipe: Augmentation, threads: int) -> Callable[[
 
 def floor_epochs(files: Files, recipe: Augmentation, threads: int) -> Callable[[int], int]:
     """Decode, and move the floats of the views once."""
-    decoder = DaliDecoder(threads=threads)
-    floats = sum(spec.count * 3 * spec.size * spec.size for spec in recipe.views)
-    source, target = torch.ones(BATCH, floats), torch.empty(BATCH, floats)
+    floor = Floor(DaliDecoder(threads=threads), recipe, BATCH)
 
     def epoch(_: int) -> int:
-        for start in range(0, len(files), BATCH):
-            decoder.decode(files.data[start : start + BATCH])
-            target.copy_(source)
-        return len(files)
+        return floor.run(files.data[start : start + BATCH] for start in range(0, len(files), BATCH)).images
 
     return epoch
 

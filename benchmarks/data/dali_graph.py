@@ -15,7 +15,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastssl.bench.backends import gaussian
 from fastssl.data import Augmentation, ViewSpec
 from fastssl.data.dali_graph import ARGUMENTS, arguments, check_view, draw
 from fastssl.data.decode import decode_one
@@ -42,11 +42,6 @@ SWAV = Augmentation(
     std=(0.229, 0.224, 0.225),
 )
 RECIPES = {"simclr": SIMCLR, "swav": SWAV}
-
-
-def gaussian(augmentation: Augmentation) -> Augmentation:
-    """The recipe with a Gaussian of the same σ instead of every box blur."""
-    return replace(augmentation, views=tuple(replace(spec, blur_kind="gaussian") for spec in augmentation.views))
 
 
 class EncodedGraph:

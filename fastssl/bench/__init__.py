@@ -1,0 +1,1 @@
+"""What this machine makes of a user's own data: `fastssl bench`."""
