@@ -31,7 +31,8 @@ class Quarantine:
         self._earlier: dict[str, str] = {}
         if path is not None and path.is_file():
             try:
-                self._earlier = {entry["name"]: entry["reason"] for entry in json.loads(path.read_text())["unreadable"]}
+                listed = json.loads(path.read_text(encoding="utf-8"))["unreadable"]
+                self._earlier = {entry["name"]: entry["reason"] for entry in listed}
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"quarantine file {path} is damaged ({error}): remove it") from error
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UserError
 from .files import entries, is_image, no_images, walk
+from .labels import printable
 from .tar import TarImages
 
 
@@ -57,7 +58,7 @@ class FlatFolder:
             return file.read()
 
     def name(self, index: int) -> str:
-        return self._names[index]
+        return printable(self._names[index])
 
 
 class ImageFolder:
@@ -77,7 +78,7 @@ class ImageFolder:
             if found:
                 names += found
                 labels += [len(classes)] * len(found)
-                classes.append(folder.name)
+                classes.append(printable(folder.name))
         if not names:
             raise no_images(f"folder {self.root}")
         self._names, self._base = names, str(self.root) + os.sep
@@ -91,7 +92,7 @@ class ImageFolder:
             return file.read()
 
     def name(self, index: int) -> str:
-        return self._names[index]
+        return printable(self._names[index])
 
 
 class ArraySource:
@@ -178,7 +179,7 @@ class ObjectSource:
 
     def name(self, index: int) -> str:
         named = getattr(self._wrapped, "name", None)
-        return str(named(index)) if callable(named) else f"sample {index}"
+        return printable(str(named(index))) if callable(named) else f"sample {index}"
 
 
 _SPLIT_FOLDERS = ("val", "test", "validation")

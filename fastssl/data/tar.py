@@ -1,7 +1,7 @@
 """Images in plain tar files, read in place at random: one archive or many shards, WebDataset's layout included.
 
 A file is indexed once. The index is kept below `cache_root()`, never beside the data, and used again while the file has
-the same size and time of change. It holds names and offsets, no code.
+the same size and times of change. It holds names and offsets, no code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import tarfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,9 +20,12 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from .cache import cache_root
 from .files import is_image, no_images
+from .labels import numbered, printable
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
-_VERSION = 1
+_VERSION = 2
+_TEXT = ("utf-8", "surrogateescape")
+"""Encoding of names in the index, as tarfile reads them: any bytes survive."""
 _LONGEST_LABEL = 256
 """Bytes of a `.cls` member."""
 
@@ -43,7 +45,8 @@ def read_index(path: Path) -> TarIndex:
     """Scan a tar file.
 
     Raises:
-        UserError: unreadable, compressed, cut off, or with a member that points outside.
+        UserError: unreadable, compressed, cut off, damaged, or with a member that points outside, a link, or a sparse
+            file.
     """
     try:
         with open(path, "rb") as file:
@@ -64,6 +67,11 @@ def read_index(path: Path) -> TarIndex:
                 name = _safe_name(path, member)
                 if not member.isreg():
                     continue
+                if member.issparse():
+                    raise UserError(
+                        f"{path} holds the sparse file {member.name!r}, whose bytes are not in a row: repack it "
+                        "without --sparse"
+                    )
                 if is_image(PurePosixPath(name).name):
                     if member.offset_data + member.size > length:
                         raise UserError(f"{path} is cut off inside {member.name!r}: copy it again")
@@ -71,6 +79,13 @@ def read_index(path: Path) -> TarIndex:
                 elif name.endswith(".cls") and member.size <= _LONGEST_LABEL:
                     text = tar.extractfile(member)
                     labels[_key(name)] = text.read().decode("utf-8", "replace").strip() if text else ""
+            next_header = tar.offset
+        # tarfile takes a damaged header, and the end of the file, for the end of the archive.
+        with open(path, "rb") as file:
+            file.seek(next_header)
+            end = file.read(tarfile.BLOCKSIZE)
+        if end != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise UserError(f"{path} is cut off or damaged at byte {next_header}, where a member or its end should be")
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise UserError(f"{path} is not a readable tar file ({error})") from error
     if not images:
@@ -85,6 +100,11 @@ def _safe_name(path: Path, member: tarfile.TarInfo) -> str:
     if name.is_absolute() or ".." in name.parts:
         raise UserError(
             f"{path} holds the member {member.name!r}, which points outside the archive: repack it with relative names"
+        )
+    if member.issym() or member.islnk():
+        raise UserError(
+            f"{path} holds the member {member.name!r}, a link to {member.linkname!r}: repack it with the files "
+            "themselves (tar --dereference --hard-dereference)"
         )
     return str(name)
 
@@ -104,7 +124,8 @@ def cached_index(path: Path) -> TarIndex:
         status = path.stat()
     except OSError as error:
         raise UserError(f"tar file {path} cannot be read: {error.strerror}") from error
-    stamp = np.array([_VERSION, status.st_size, status.st_mtime_ns], dtype=np.int64)
+    # The time of change of the inode tells of a file that was replaced by one with the same size and date.
+    stamp = np.array([_VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns], dtype=np.int64)
     digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
     kept = cache_root() / "tar-index" / f"{digest}.npz"
     index = _load(kept, stamp)
@@ -120,18 +141,20 @@ def _load(kept: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
             if not np.array_equal(file["stamp"], stamp):
                 return None
             offsets, sizes = file["offsets"].astype(np.int64), file["sizes"].astype(np.int64)
-            names, labels = (bytes(file[key]).decode("utf-8").split("\0") for key in ("names", "labels"))
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            names, labels = (bytes(file[key]).decode(*_TEXT).split("\0") for key in ("names", "labels"))
+    except Exception:  # whatever NumPy, zipfile and zlib meet in a damaged file
         return None
     length = int(stamp[1])
-    fits = len(names) == len(labels) == len(offsets) == len(sizes) > 0
-    if not fits or offsets.min() < 0 or sizes.min() < 0 or (offsets + sizes).max() > length:
+    if not (len(names) == len(labels) == offsets.size == sizes.size > 0 and offsets.ndim == sizes.ndim == 1):
+        return None
+    # Each by itself before their sum, which may overflow.
+    if min(offsets.min(), sizes.min()) < 0 or max(offsets.max(), sizes.max(), (offsets + sizes).max()) > length:
         return None
     return TarIndex(tuple(names), offsets, sizes, tuple(labels))
 
 
 def _save(kept: Path, stamp: NDArray[np.int64], index: TarIndex) -> None:
-    texts = {key: np.frombuffer("\0".join(getattr(index, key)).encode(), np.uint8) for key in ("names", "labels")}
+    texts = {key: np.frombuffer("\0".join(getattr(index, key)).encode(*_TEXT), np.uint8) for key in ("names", "labels")}
     partial = kept.with_name(f".{os.getpid()}.{kept.name}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -168,10 +191,7 @@ class TarImages:
         folders = [PurePosixPath(name).parent.name for name in self._names]
         for said in (folders, [label for index in indices for label in index.labels]):
             if all(said) and len(set(said)) > 1:
-                numbers = all(label.isdecimal() for label in said)
-                self.classes = tuple(sorted(set(said), key=(lambda x: (int(x), x)) if numbers else None))
-                number = {name: i for i, name in enumerate(self.classes)}
-                self.labels = np.array([number[label] for label in said], dtype=np.int64)
+                self.labels, self.classes = numbered(said)
                 break
 
     def __len__(self) -> int:
@@ -188,5 +208,5 @@ class TarImages:
 
     def name(self, index: int) -> str:
         """The member's name, after its file's where there are several."""
-        name = self._names[index]
-        return name if len(self.paths) == 1 else f"{self.paths[self._shard[index]].name}/{name}"
+        name = printable(self._names[index])
+        return name if len(self.paths) == 1 else f"{printable(self.paths[self._shard[index]].name)}/{name}"

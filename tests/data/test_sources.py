@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,68 @@ def test_cut_off_tar(tmp_path):
             TarImages([path])
 
 
+def test_every_truncation_is_refused_or_harmless(tmp_path):
+    """Also one between two members, which looks like the end of an archive without its closing zeros."""
+    whole = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"1" * 700), ("a/2.jpg", b"2" * 512)]).read_bytes()
+    members = 4 * 512 + 512  # two headers, two blocks of data and one
+    cut = tmp_path / "cut.tar"
+    for length in sorted({*range(0, members + 1, 128), *range(members, members + 1024, 256), 511, 513, len(whole)}):
+        cut.write_bytes(whole[:length])
+        if length >= members + 512:  # one block of zeros says that nothing follows
+            assert [TarImages([cut]).read(i) for i in range(2)] == [b"1" * 700, b"2" * 512]
+        else:
+            with pytest.raises(UserError, match=r"cut\.tar (is cut off|is not a readable|holds no images)"):
+                TarImages([cut])
+
+
+def test_a_damaged_header_hides_no_members(tmp_path):
+    """tarfile takes it for the end."""
+    path = make_tar(tmp_path / "d.tar", [(f"a/{i}.jpg", b"x" * 100) for i in range(4)])
+    damaged = bytearray(path.read_bytes())
+    damaged[2 * 1024 + 148] ^= 1  # the checksum of the third header
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"d\.tar is cut off or damaged at byte 2048"):
+        TarImages([path])
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../secret.jpg", "a/1.jpg"])
+def test_links_in_a_tar_are_refused(tmp_path, kind, target):
+    path = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"one")])
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("b/2.jpg")
+        link.type, link.linkname = kind, target
+        tar.addfile(link)
+    with pytest.raises(UserError, match=rf"holds the member 'b/2.jpg', a link to '{target}': repack it with the files"):
+        TarImages([path])
+
+
+def test_sparse_files_in_a_tar_are_refused(tmp_path):
+    """Their bytes in the archive are not those of the file."""
+    path = tmp_path / "d.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a/1.jpg")
+        info.size, info.pax_headers = 512, {"GNU.sparse.map": "0,512", "GNU.sparse.size": "1024"}
+        tar.addfile(info, io.BytesIO(b"x" * 512))
+    with pytest.raises(UserError, match=r"holds the sparse file 'a/1.jpg'"):
+        TarImages([path])
+
+
+def test_names_of_any_bytes_have_a_printable_form(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bad = os.fsdecode(b"caf\xe9.jpg")  # Latin-1
+    path = make_tar(tmp_path / "d.tar", [(f"r\udce9d/{bad}", b"one"), ("blue/ü.jpg", b"two")])
+    for _ in range(2):  # scanned, and from the index
+        source = TarImages([path])
+        assert [source.name(i) for i in range(2)] == [r"r\udce9d/caf\udce9.jpg", "blue/ü.jpg"]
+        assert source.classes == ("blue", r"r\udce9d")
+        assert source.read(0) == b"one"
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
+    touch(tmp_path / "folder" / bad, b"three")
+    folder = open_source(tmp_path / "folder")
+    assert (folder.name(0), folder.read(0)) == (r"caf\udce9.jpg", b"three")
+
+
 def test_tar_without_images(tmp_path):
     with pytest.raises(UserError, match=r"tar file .* holds no images"):
         TarImages([make_tar(tmp_path / "d.tar", [("a/1.txt", b"1")])])
@@ -192,6 +255,39 @@ def test_the_index_is_kept_until_the_file_changes(tmp_path, monkeypatch):
     assert len(scans) == 5
 
 
+def test_the_index_of_a_replaced_file_of_equal_size_and_date_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"one"), ("b/2.jpg", b"two")])
+    before = path.stat()
+    assert TarImages([path]).name(0) == "a/1.jpg"
+    time.sleep(0.02)  # the file system's clock ticks every few milliseconds
+    make_tar(path, [("b/2.jpg", b"two"), ("a/1.jpg", b"one")])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert TarImages([path]).name(0) == "b/2.jpg"
+
+
+def test_the_index_never_runs_code(tmp_path, monkeypatch):
+    """Pickled arrays are refused, not loaded."""
+    import fastssl.data.tar as module
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = make_tar(tmp_path / "d.tar", [("a/1.jpg", b"one")])
+    TarImages([path])
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    arrays = dict(np.load(kept))
+    payload = np.empty(1, dtype=object)
+    payload[0] = Payload()
+    for name in ("stamp", "offsets", "names"):
+        np.savez(kept, **{**arrays, name: payload})
+        assert module._load(kept, arrays["stamp"]) is None
+    assert not (tmp_path / "executed").exists()
+
+
 def test_an_index_that_points_past_the_end_is_not_believed(tmp_path, monkeypatch):
     import fastssl.data.tar as module
 
@@ -200,8 +296,15 @@ def test_an_index_that_points_past_the_end_is_not_believed(tmp_path, monkeypatch
     TarImages([path])
     (kept,) = (tmp_path / "cache").rglob("*.npz")
     arrays = dict(np.load(kept))
-    for name, value in (("offsets", 1 << 40), ("offsets", -1), ("sizes", 1 << 62)):
-        np.savez(kept, **{**arrays, name: np.array([value])})
+    for name, value in (
+        ("offsets", 1 << 40),
+        ("offsets", -1),
+        ("sizes", 1 << 62),
+        ("sizes", (1 << 63) - 1),  # the end overflows
+        ("sizes", [[3]]),
+        ("sizes", ["many"]),
+    ):
+        np.savez(kept, **{**arrays, name: np.array(value, ndmin=1)})
         assert module._load(kept, arrays["stamp"]) is None
         assert TarImages([path]).read(0) == b"one"
 
