@@ -91,7 +91,7 @@ class Config:
     """One pre-training run."""
 
     data: str = BUILTIN
-    """Folder of class folders or of images, a tar of images, or "builtin"; its subfolder `train` if there is one."""
+    """Folder of class folders or of images (its subfolder `train` if there is one), tar, file list, or "builtin"."""
     val_data: str | None = None
     """Labelled images that the monitor evaluates; by default `val`, `validation` or `test` beside `train`."""
     run_dir: str | None = None

@@ -17,7 +17,7 @@ class ViewsOptions:
     """Draw a contact sheet: some images, each followed by its views under a recipe."""
 
     data: str = "builtin"
-    """Folder or tar of images, or "builtin"."""
+    """Folder, tar or file list of images, or "builtin"."""
     recipe: str | None = None
     """Recipe of the method; by default its first."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("views.png")
@@ -50,7 +50,7 @@ class CheckOptions:
     """Decode every image once: what is bad, how large the images are, how many a class has."""
 
     data: tyro.conf.Positional[Path]
-    """Folder or tar, as for pretrain."""
+    """Folder, tar or file list, as for pretrain."""
     out: Path | None = None
     """JSON file for the names and reasons of all unreadable images."""
     decoder: Literal["auto", "dali", "torchvision"] = "auto"
@@ -98,7 +98,7 @@ class PackOptions:
     """Transcode a data set once. Interrupted, the same command goes on."""
 
     data: tyro.conf.Positional[Path]
-    """Folder or tar, as for pretrain."""
+    """Folder, tar or file list, as for pretrain."""
     out: tyro.conf.Positional[Path]
     """Folder for the shards: what `--data` of pretrain then names."""
     short_side: int = 256

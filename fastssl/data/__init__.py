@@ -2,6 +2,7 @@
 
 from .builtin import ensure_builtin
 from .evaluation import evaluation_batches
+from .file_list import FileList
 from .loader import Batch, ViewLoader
 from .reader import RendererKind, resolve_renderer
 from .sources import (
@@ -21,6 +22,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "CenterCrop",
+    "FileList",
     "FlatFolder",
     "ImageFolder",
     "ObjectSource",

@@ -1,4 +1,4 @@
-"""Where encoded images come from: folders, tar shards, arrays, or anything with `__len__` and `read`."""
+"""Where encoded images come from: folders, file lists, tar shards, arrays, or anything with `__len__` and `read`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UserError
+from .file_list import FileList, is_list
 from .files import entries, is_image, no_images, walk
 from .labels import printable
 from .tar import TarImages
@@ -186,7 +187,8 @@ _SPLIT_FOLDERS = ("val", "test", "validation")
 
 
 def open_source(data: Any) -> Source:
-    """Open a folder (class folders, flat, or of tar shards), a tar file, or an object with `__len__` and `read`.
+    """Open a folder (class folders, flat, or of tar shards), a file list, a tar file, or an object with `__len__` and
+    `read`.
 
     Raises:
         UserError: nothing there, nothing readable, or no images in it.
@@ -196,7 +198,7 @@ def open_source(data: Any) -> Source:
         return data if plain else ObjectSource(data)
     path = Path(data).expanduser()
     if path.is_file():
-        return TarImages([path])
+        return FileList(path) if is_list(path) else TarImages([path])
     if not path.is_dir():
         raise UserError(f"data path {path} does not exist")
     found = entries(path)
