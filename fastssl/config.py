@@ -60,6 +60,8 @@ class LoaderConfig:
     """Threads that read, decode and render."""
     prefetch: int | None = None
     """Batches made ahead of the step; by default 2 for a GPU and 0 for the CPU, where both want the same cores."""
+    last: Literal["drop", "pad"] = "drop"
+    """What is left after an epoch's last full batch: left out, or filled up with the epoch's first images."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of the images seen cannot be read."""
 

@@ -16,7 +16,7 @@ from ..errors import UserError
 from .counter import MAX_VIEWS, REPLACEMENT_VIEW, words
 from .dali_graph import check_view
 from .decode import DecoderKind
-from .order import batch_ids, steps_per_epoch
+from .order import LastBatch, batch_ids, steps_per_epoch
 from .params import group_params
 from .quarantine import Quarantine
 from .reader import Reader, RendererKind, image_sizes
@@ -79,6 +79,8 @@ class ViewLoader:
         renderer: "auto" (native for views on the CPU, where it was built; triton on a GPU, where it is installed),
             "native", "triton", "torch" or "dali".
         dtype, channels_last: what the views come in; Triton writes them so, after others they are converted.
+        last: "drop" leaves out what is left after an epoch's last full batch; "pad" fills it up with the epoch's first
+            samples (in the views that they had), so that each sample is shown.
 
     Raises:
         UserError: sizes that do not fit together, or a view that cannot be drawn.
@@ -102,6 +104,7 @@ class ViewLoader:
         renderer: RendererKind = "auto",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        last: LastBatch = "drop",
     ) -> None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, got {threads}")
@@ -115,12 +118,12 @@ class ViewLoader:
                 check_view(spec, f"--augment.views.{index}")
         if augmentation.views_per_image > MAX_VIEWS:
             raise UserError(f"augmentation.views must stay below {MAX_VIEWS} views")
-        self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
+        self.steps_per_epoch = steps_per_epoch(len(source), batch_size, last)
         if batch_size % world:
             raise UserError(f"batch_size {batch_size} must be a multiple of the number of processes, {world}")
         self.source, self.augmentation, self.batch_size = source, augmentation, batch_size
         self._seed, self._rank, self._world = seed, rank, world
-        self._prefetch = prefetch
+        self._prefetch, self._last = prefetch, last
         if quarantine is not None and rank > 0:
             quarantine = quarantine.with_name(f"{quarantine.stem}.rank{rank}{quarantine.suffix}")
         self.quarantine = Quarantine(len(source), max_bad_fraction=max_bad_fraction, path=quarantine)
@@ -179,6 +182,7 @@ class ViewLoader:
             epoch=epoch,
             rank=self._rank,
             world=self._world,
+            last=self._last,
         )
         images = self._reader.fetch(ids)
         shown = ids

@@ -8,11 +8,15 @@ a resumed or re-sharded run finds its place at once.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UserError
 from .counter import ORDER_VIEW, words
+
+LastBatch = Literal["drop", "pad"]
 
 _ROUNDS = 6
 
@@ -65,31 +69,48 @@ def permuted(indices: ArrayLike, n: int, seed: int, epoch: int) -> NDArray[np.in
     return items.astype(np.int64)
 
 
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Full global batches in n samples; the remainder is left out (and differs from epoch to epoch).
+def steps_per_epoch(n: int, batch_size: int, last: LastBatch = "drop") -> int:
+    """Global batches in n samples.
+
+    "drop" leaves the remainder out (it differs from epoch to epoch); "pad" makes a batch of it, filled up with the
+    first samples of the epoch.
 
     Raises:
-        UserError: the batch is empty or greater than the data.
+        UserError: the batch is empty or greater than the data, or `last` is neither.
     """
+    if last not in ("drop", "pad"):
+        raise UserError(f"last must be drop or pad, got {last!r}")
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if batch_size > n:
         raise UserError(f"batch_size {batch_size} is greater than the {n} images of the data set; use {n} or less")
-    return n // batch_size
+    return -(-n // batch_size) if last == "pad" else n // batch_size
 
 
 def batch_ids(
-    step: int, *, n: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1
+    step: int,
+    *,
+    n: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+    last: LastBatch = "drop",
 ) -> NDArray[np.int64]:
     """Samples of one rank at one step: its slice of global batch `step`, the positions step · B … step · B + B - 1.
 
+    With "pad", positions count modulo n: over the epoch's ⌈n / B⌉ steps each sample is shown once, and the
+    ⌈n / B⌉ · B - n samples at the epoch's first positions once more. No batch holds a sample twice, as B ≤ n.
+
     Args:
-        step: in [0, n // batch_size).
+        step: in [0, `steps_per_epoch`).
         n: number of samples.
         batch_size: global batch size B, a multiple of `world`.
         seed, epoch: of the permutation.
         rank: in [0, world).
         world: number of ranks.
+        last: what becomes of the n mod B samples of an incomplete batch.
 
     Returns:
         int64 `[B / world]`; the ranks' slices in rank order are the global batch, whatever their number.
@@ -97,7 +118,7 @@ def batch_ids(
     Raises:
         UserError: B is no multiple of `world`, or greater than n.
     """
-    steps = steps_per_epoch(n, batch_size)
+    steps = steps_per_epoch(n, batch_size, last)
     if batch_size % world:
         raise UserError(f"batch_size {batch_size} must be a multiple of the number of processes, {world}")
     if not 0 <= rank < world:
@@ -106,4 +127,4 @@ def batch_ids(
         raise ValueError(f"step must be in [0, {steps}), got {step}")
     share = batch_size // world
     start = step * batch_size + rank * share
-    return permuted(np.arange(start, start + share), n, seed, epoch)
+    return permuted(np.arange(start, start + share) % n, n, seed, epoch)

@@ -16,6 +16,7 @@ import torch
 from .. import config as configuration
 from ..config import Config
 from ..data import Batch, Source, ViewLoader, resolve_renderer
+from ..data.order import steps_per_epoch
 from ..errors import UserError
 from ..methods import Method, StepState, build_method
 from ..methods.collapse import rankme
@@ -87,12 +88,12 @@ class _Run:
         threads = set_threads(config.train)
         self.renderer = resolve_renderer(config.loader.renderer, self.device)
         self.train_source, self.val_source = rundir.open_data(config, source)
-        self.steps_per_epoch = len(self.train_source) // config.train.batch_size
-        if not self.steps_per_epoch:
+        if len(self.train_source) < config.train.batch_size:
             raise UserError(
                 f"--train.batch-size {config.train.batch_size} is larger than the {len(self.train_source)} images of "
                 f"--data {config.data}: choose at most {len(self.train_source)}"
             )
+        self.steps_per_epoch = steps_per_epoch(len(self.train_source), config.train.batch_size, config.loader.last)
         self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
         self.method = self._build_method()
         self.optimizer = build_optimizer(self.method, config.optim)
@@ -188,6 +189,7 @@ class _Run:
             device=str(self.device),
             quarantine=self.run_dir / "quarantine.json",
             max_bad_fraction=config.loader.max_bad_fraction,
+            last=config.loader.last,
         )
         self.method.train()
         clock = Clock(self.step)

@@ -77,7 +77,51 @@ def test_an_epoch_shows_no_sample_twice():
     assert len(set(shown.tolist())) == 96
 
 
+@pytest.mark.parametrize(("n", "size"), [(101, 12), (96, 12), (12, 12), (13, 12), (59, 12)])
+def test_padding_shows_every_sample_and_the_first_ones_again(n, size):
+    """Over all ranks and steps: each sample once, and as many of the epoch's first as are missing in the last batch."""
+    steps = steps_per_epoch(n, size, "pad")
+    assert steps == -(-n // size)
+    order = permuted(np.arange(n), n, 3, 5)
+    for world in (1, 2, 3, 4):
+        shown = np.concatenate(
+            [
+                batch_ids(s, n=n, batch_size=size, seed=3, epoch=5, rank=r, world=world, last="pad")
+                for s in range(steps)
+                for r in range(world)
+            ]
+        )
+        assert np.array_equal(shown, np.concatenate([order, order[: steps * size - n]]))
+        assert all(len(set(batch.tolist())) == size for batch in shown.reshape(steps, size))
+
+
+@pytest.mark.parametrize("last", ["drop", "pad"])
+@pytest.mark.parametrize("worlds", [(1, 2), (2, 1), (4, 3), (3, 4), (1, 4, 2, 3)])
+def test_another_number_of_ranks_in_mid_epoch_continues_the_same_order(last, worlds):
+    """Each number of ranks makes a few steps; the union is what one rank shows, each sample exactly once."""
+    n, size = 113, 12
+    steps = steps_per_epoch(n, size, last)
+    turns = np.array_split(np.arange(steps), len(worlds))
+    shown = [
+        batch_ids(int(s), n=n, batch_size=size, seed=0, epoch=2, rank=r, world=world, last=last)
+        for world, turn in zip(worlds, turns, strict=True)
+        for s in turn
+        for r in range(world)
+    ]
+    ids = np.concatenate(shown)
+    assert np.array_equal(ids[: min(n, steps * size)], permuted(np.arange(min(n, steps * size)), n, 0, 2))
+    times = np.bincount(ids, minlength=n)
+    again = set(permuted(np.arange(steps * size - n), n, 0, 2).tolist()) if last == "pad" else set()
+    assert [i for i in range(n) if times[i] == 2] == sorted(again)
+    assert (times == 0).sum() == (n % size if last == "drop" else 0)
+    assert times.max() <= 2
+
+
 def test_errors():
+    with pytest.raises(UserError, match="last must be drop or pad, got 'wrap'"):
+        steps_per_epoch(10, 2, "wrap")
+    with pytest.raises(UserError, match="batch_size 11 is greater than the 10 images"):
+        steps_per_epoch(10, 11, "pad")
     with pytest.raises(UserError, match="batch_size 8 must be a multiple of the number of processes, 3"):
         batch_ids(0, n=100, batch_size=8, seed=0, epoch=0, world=3)
     with pytest.raises(UserError, match="batch_size 101 is greater than the 100 images"):
