@@ -62,6 +62,19 @@ def _pil_size(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """By the first chunk, as RFC 9649 has it: PIL's decoder takes memory for the canvas before it tells its size."""
+    kind = data[12:16]
+    if kind == b"VP8X" and len(data) >= 30:  # each side less 1, in 24 bits
+        return int.from_bytes(data[27:30], "little") + 1, int.from_bytes(data[24:27], "little") + 1
+    if kind == b"VP8L" and len(data) >= 25:  # each side less 1, in 14 bits
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    if kind == b"VP8 " and len(data) >= 30:
+        return int.from_bytes(data[28:30], "little") & 0x3FFF, int.from_bytes(data[26:28], "little") & 0x3FFF
+    return None
+
+
 def _check_size(height: int, width: int) -> None:
     if height < 1 or width < 1:
         raise UnreadableImage(f"image of {width} × {height} pixels")
@@ -89,9 +102,12 @@ def image_size(data: bytes) -> tuple[int, int]:
     if data[:2] == b"\xff\xd8":
         header = _inspect(data)
         return header.height, header.width
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
         height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     else:
+        claimed = _webp_size(data) if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+        if claimed is not None:
+            _check_size(*claimed)
         height, width = _pil_size(data)
     _check_size(height, width)
     return height, width
@@ -111,7 +127,9 @@ def _decode_jpeg(data: bytes) -> torch.Tensor:
 def _decode_pil(data: bytes) -> torch.Tensor:
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    image = Image.open(io.BytesIO(data))
+    _check_size(image.height, image.width)  # a second header may say something else than the first
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scale
         gray = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return torch.from_numpy(np.repeat(gray[:, :, None], 3, axis=2))
@@ -138,6 +156,8 @@ def decode_one(data: bytes) -> torch.Tensor:
             reason = str(error).split(", ")[-1].strip()  # what precedes names the decoder's own source files
     try:
         return _decode_pil(data)
+    except UnreadableImage:
+        raise
     except Exception as error:  # PIL's plug-ins raise whatever they meet
         raise UnreadableImage(reason or f"{str(error) or type(error).__name__}") from error
 
