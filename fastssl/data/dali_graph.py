@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .blur import blur_taps
+from .handover import HandOver
 from .params import ViewParams
 from .views import ViewSpec
 
@@ -218,7 +219,7 @@ class _Graph:
         self._given: dict[str, NDArray[Any]] = {}
         on_gpu = device.type == "cuda"
 
-        # The dynamic executor counts references to its outputs, so that they may be kept without a copy.
+        # The dynamic executor allocates each output anew and counts references to it (see `handover`).
         @pipeline_def(enable_conditionals=True, exec_dynamic=True, prefetch_queue_depth=1)
         def graph() -> Any:
             # On the CPU, DALI reads the images where they are: `run` returns when it is done with them.
@@ -233,20 +234,12 @@ class _Graph:
             batch_size=capacity, num_threads=threads, device_id=(device.index or 0) if on_gpu else None
         )
         self._pipeline.build()
-        self._stream = torch.cuda.Stream(device) if on_gpu else None
+        self._handover = HandOver(device)
 
     def run(self, images: list[Tensor], given: dict[str, NDArray[Any]]) -> Tensor:
         # As arrays, where it can be: DALI asks for torch's CUDA stream when it meets a tensor.
-        self._images = [image.numpy() for image in images] if self._stream is None else images
+        self._images = [image.numpy() for image in images] if self._device.type == "cpu" else images
         self._given = given
         (output,) = self._pipeline.run()
         self._images, self._given = [], {}
-        views = torch.from_dlpack(output.as_tensor())
-        if self._stream is None:
-            return views
-        # DALI takes its memory back without asking torch's streams: give torch a copy in memory of its own.
-        with torch.cuda.stream(self._stream):
-            views = views.clone()
-        self._stream.synchronize()
-        views.record_stream(torch.cuda.current_stream(self._device))
-        return views
+        return self._handover.take([output.as_tensor()])[0]

@@ -18,11 +18,15 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from .handover import HandOver
 from .jpeg import DamagedJpeg, JpegHeader, inspect
 from .workers import worker_pool
 
 MAX_PIXELS = 1 << 26
 """Most pixels an image may have, by its header (201 MB as RGB): more is taken for a decompression bomb."""
+
+HW_DECODER_LOAD = 0.65
+"""Share of a batch's JPEG data that the GPU's hardware decoder takes, where it has one; DALI's own default."""
 
 DecoderKind = Literal["auto", "dali", "torchvision"]
 
@@ -127,9 +131,9 @@ def _decode_jpeg(data: bytes) -> torch.Tensor:
 def _decode_pil(data: bytes) -> torch.Tensor:
     from PIL import Image, ImageOps
 
-    image = Image.open(io.BytesIO(data))
-    _check_size(image.height, image.width)  # a second header may say something else than the first
-    image = ImageOps.exif_transpose(image)
+    stored = Image.open(io.BytesIO(data))
+    _check_size(stored.height, stored.width)  # a second header may say something else than the first
+    image = ImageOps.exif_transpose(stored)
     if image.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scale
         gray = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return torch.from_numpy(np.repeat(gray[:, :, None], 3, axis=2))
@@ -201,21 +205,25 @@ class CarefulDecoder:
 class DaliDecoder:
     """nvidia.dali on the CPU, or ("mixed") on a CUDA device, where nvJPEG and the hardware decoder do the work."""
 
-    def __init__(self, *, device: torch.device | str = "cpu", threads: int = 2) -> None:
+    def __init__(
+        self, *, device: torch.device | str = "cpu", threads: int = 2, hw_decoder_load: float = HW_DECODER_LOAD
+    ) -> None:
         import nvidia.dali.fn as fn
         from nvidia.dali import Pipeline
 
         self._fn, self._pipeline_type = fn, Pipeline
         self._device = torch.device(device)
         self._threads = max(1, threads)
+        self._hw_decoder_load = hw_decoder_load
         self._careful = CarefulDecoder(threads=self._threads)
+        self._handover = HandOver(self._device)
         self._pipeline: Any = None
         self._batch: list[np.ndarray] = []
         self._capacity = 0
 
     def _build(self, capacity: int) -> None:
         on_gpu = self._device.type == "cuda"
-        # The dynamic executor counts references to its outputs, so that they may be kept without a copy.
+        # The dynamic executor allocates each output anew and counts references to it (see `handover`).
         pipeline = self._pipeline_type(
             batch_size=capacity,
             num_threads=self._threads,
@@ -225,7 +233,8 @@ class DaliDecoder:
         )
         with pipeline:
             encoded = self._fn.external_source(source=lambda: self._batch, batch=True)
-            pipeline.set_outputs(self._fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu"))
+            mixed = {"device": "mixed", "hw_decoder_load": self._hw_decoder_load}
+            pipeline.set_outputs(self._fn.decoders.image(encoded, **(mixed if on_gpu else {"device": "cpu"})))
         pipeline.build()
         self._pipeline, self._capacity = pipeline, capacity
 
@@ -235,8 +244,8 @@ class DaliDecoder:
         self._batch = [np.frombuffer(data, dtype=np.uint8) for data in encoded]
         (output,) = self._pipeline.run()
         if output.is_dense_tensor():
-            return torch.from_dlpack(output.as_tensor())
-        return [torch.from_dlpack(output[i]) for i in range(len(encoded))]
+            return self._handover.take([output.as_tensor()])[0]
+        return self._handover.take([output[i] for i in range(len(encoded))])
 
     def _decode_sound(self, encoded: Sequence[bytes]) -> Decoded:
         """Files that must decode. Should DALI still refuse one, all are decoded with care, and DALI starts anew."""
@@ -273,17 +282,25 @@ class DaliDecoder:
         self._careful.close()
 
 
-def make_decoder(kind: DecoderKind = "auto", *, device: torch.device | str = "cpu", threads: int = 2) -> Decoder:
+def make_decoder(
+    kind: DecoderKind = "auto",
+    *,
+    device: torch.device | str = "cpu",
+    threads: int = 2,
+    hw_decoder_load: float = HW_DECODER_LOAD,
+) -> Decoder:
     """The decoder of that kind: "auto" is DALI where it can be imported, else torchvision (with PIL).
 
     Raises:
-        UserError: unknown kind, or "dali" without DALI.
+        UserError: unknown kind, "dali" without DALI, or a share outside [0, 1].
     """
+    if not 0 <= hw_decoder_load <= 1:
+        raise UserError(f"hw_decoder_load must be in [0, 1], got {hw_decoder_load}")
     if kind not in ("auto", "dali", "torchvision"):
         raise UserError(f"decoder must be auto, dali or torchvision, got {kind!r}")
     if kind != "torchvision":
         try:
-            return DaliDecoder(device=device, threads=threads)
+            return DaliDecoder(device=device, threads=threads, hw_decoder_load=hw_decoder_load)
         except ImportError as error:
             if kind == "dali":
                 raise UserError(

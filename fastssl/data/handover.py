@@ -1,0 +1,51 @@
+"""DALI's outputs as torch tensors that stay valid whatever DALI does next.
+
+What DALI promises of its default (dynamic) executor: outputs are allocated anew for each batch and may be kept
+indefinitely; the DLPack capsule holds a reference to the memory, which goes back to DALI's pool when the last one is
+dropped (documentation of `Tensor.__dlpack__`, and NVIDIA/DALI pull requests 5684 and 5699).
+
+* On the CPU that is enough. `torch.from_dlpack` keeps the capsule with the tensor's storage, and so does every view of
+  it: the memory lives exactly as long as somebody can look at it.
+* On a GPU it is not. A tensor is dropped when its last kernel has been *launched*, and DALI gives its memory to the
+  next batch at once, on streams of its own that know nothing of torch's: it could be overwritten before that kernel
+  has read it. So the pixels are copied into memory of torch's allocator, which does know torch's streams. The copy
+  runs on a stream of its own and is waited for before DALI's tensors are dropped; that waits for decoding and copying
+  only, not for the training step, which is on another stream. It moves as many bytes as the images have, twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class HandOver:
+    """Takes tensors over from DALI.
+
+    Args:
+        device: of DALI's outputs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def take(self, outputs: Sequence[Any]) -> list[Tensor]:
+        """Torch tensors of DALI's tensors, to be used on the current stream of the calling thread."""
+        if self._device.type != "cuda":
+            return [torch.from_dlpack(output) for output in outputs]
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(self._stream):
+            # `from_dlpack` tells DALI the current stream, which is then made to wait for the decoder's work.
+            theirs = [torch.from_dlpack(output) for output in outputs]
+            ours = [tensor.clone() for tensor in theirs]
+        self._stream.synchronize()
+        del theirs  # not earlier
+        user = torch.cuda.current_stream(self._device)
+        for tensor in ours:
+            tensor.record_stream(user)  # the allocator waits for what is launched there before it uses the memory again
+        return ours
