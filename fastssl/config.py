@@ -56,6 +56,10 @@ class LoaderConfig:
     """JPEG decoder; auto takes DALI where it is installed."""
     renderer: Literal["auto", "native", "triton", "torch", "dali"] = "auto"
     """Who draws the views; auto takes native on the CPU, triton on a GPU, torch where they are missing, never dali."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where views are made: where training is, or on the CPU, from where a GPU copies them behind the step before."""
+    hw_decoder_load: float = 0.65
+    """Share of a batch's JPEG data that DALI gives to a GPU's hardware decoder (A100, H100; others have none)."""
     threads: int = 2
     """Threads that read, decode and render."""
     prefetch: int | None = None
@@ -166,6 +170,7 @@ def _validate_numbers(config: Config) -> None:
         ("train.checkpoint-minutes", config.train.checkpoint_minutes, 0),
         ("train.checkpoint-steps", config.train.checkpoint_steps, 1),
         ("train.seed", config.train.seed, 0),
+        ("loader.hw-decoder-load", config.loader.hw_decoder_load, 0),
         ("loader.threads", config.loader.threads, 1),
         ("loader.prefetch", config.loader.prefetch, 0),
         ("loader.max-bad-fraction", config.loader.max_bad_fraction, 0),
@@ -177,6 +182,8 @@ def _validate_numbers(config: Config) -> None:
     for name, value, least in at_least:
         if value is not None and not value >= least:
             raise UserError(f"--{name} must be at least {least:g}, got {value}")
+    if config.loader.hw_decoder_load > 1:
+        raise UserError(f"--loader.hw-decoder-load must be at most 1, got {config.loader.hw_decoder_load}")
     if not config.monitor.knn_temperature > 0:
         raise UserError(f"--monitor.knn-temperature must be > 0, got {config.monitor.knn_temperature}")
 

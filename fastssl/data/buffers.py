@@ -17,9 +17,14 @@ MOST_KEPT = 8
 
 
 class Buffers:
-    """Hands out float32 CPU tensors. One is idle when no tensor but the kept one shares its storage."""
+    """Hands out float32 CPU tensors. One is idle when no tensor but the kept one shares its storage.
 
-    def __init__(self) -> None:
+    Args:
+        pin: page-locked memory, from which a GPU copies while the CPU goes on.
+    """
+
+    def __init__(self, *, pin: bool = False) -> None:
+        self._pin = pin
         self._kept: dict[int, list[Tensor]] = {}
         self._lock = threading.Lock()
 
@@ -31,7 +36,7 @@ class Buffers:
             for buffer in kept:
                 if _sharers(buffer) == 1:
                     return buffer.view(shape)
-            fresh = torch.empty(numbers)
+            fresh = torch.empty(numbers, pin_memory=self._pin)
             if len(kept) < MOST_KEPT and _sharers(fresh) == 1:
                 kept.append(fresh)
             return fresh.view(shape)

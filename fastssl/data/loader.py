@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from .counter import MAX_VIEWS, REPLACEMENT_VIEW, words
 from .dali_graph import check_view
-from .decode import DecoderKind
+from .decode import HW_DECODER_LOAD, DecoderKind
 from .order import LastBatch, batch_ids, steps_per_epoch
 from .params import group_params
 from .quarantine import Quarantine
@@ -81,6 +81,8 @@ class ViewLoader:
         dtype, channels_last: what the views come in; Triton writes them so, after others they are converted.
         last: "drop" leaves out what is left after an epoch's last full batch; "pad" fills it up with the epoch's first
             samples (in the views that they had), so that each sample is shown.
+        hw_decoder_load: share of a batch's JPEG data that DALI gives to the GPU's hardware decoder, where it has one.
+        pin: make views on the CPU in page-locked memory (see `upload`).
 
     Raises:
         UserError: sizes that do not fit together, or a view that cannot be drawn.
@@ -105,6 +107,8 @@ class ViewLoader:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         last: LastBatch = "drop",
+        hw_decoder_load: float = HW_DECODER_LOAD,
+        pin: bool = False,
     ) -> None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, got {threads}")
@@ -128,7 +132,16 @@ class ViewLoader:
             quarantine = quarantine.with_name(f"{quarantine.stem}.rank{rank}{quarantine.suffix}")
         self.quarantine = Quarantine(len(source), max_bad_fraction=max_bad_fraction, path=quarantine)
         self._reader = Reader(
-            source, self.quarantine, decoder, threads, torch.device(device), renderer, dtype, channels_last
+            source,
+            self.quarantine,
+            decoder,
+            threads,
+            torch.device(device),
+            renderer,
+            dtype,
+            channels_last,
+            hw_decoder_load,
+            pin,
         )
         self._producer: _Producer | None = None
 

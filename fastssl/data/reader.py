@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from . import dali_graph, native, triton_render
 from .buffers import Buffers
-from .decode import DecoderKind, make_decoder
+from .decode import HW_DECODER_LOAD, DecoderKind, make_decoder
 from .params import ViewParams
 from .quarantine import Quarantine
 from .render import render
@@ -71,16 +71,20 @@ class Reader:
         renderer: RendererKind = "auto",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        hw_decoder_load: float = HW_DECODER_LOAD,
+        pin: bool = False,
     ) -> None:
         self.renderer = resolve_renderer(renderer, device)
-        self._buffers = Buffers()
+        self._buffers = Buffers(pin=pin)
         self.source, self.quarantine, self.device = source, quarantine, device
         self.threads = threads
         self.dtype, self.channels_last = dtype, channels_last
         self.pool = worker_pool(threads, "fastssl-data")
         self._dali = dali_graph.DaliRenderer(device=device, threads=threads) if self.renderer == "dali" else None
         self._decoder = (
-            None if isinstance(source, ArraySource) else make_decoder(decoder, device=device, threads=threads)
+            None
+            if isinstance(source, ArraySource)
+            else make_decoder(decoder, device=device, threads=threads, hw_decoder_load=hw_decoder_load)
         )
 
     def _read(self, ids: NDArray[np.int64]) -> list[bytes | str]:

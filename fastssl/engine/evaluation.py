@@ -92,7 +92,8 @@ class Evaluator:
             batch_size=512 if crop.size <= 64 else 64,
             decoder=config.loader.decoder,
             threads=config.loader.threads,
-            renderer=config.loader.renderer,
+            # These views are made on the CPU.
+            renderer="auto" if config.loader.renderer == "triton" else config.loader.renderer,
         )
 
 

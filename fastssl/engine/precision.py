@@ -34,6 +34,16 @@ def resolve_precision(name: Literal["auto", "fp32", "bf16"], device: torch.devic
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
+def view_form(device: torch.device, precision: str, *, channels_last: bool) -> tuple[torch.dtype, bool]:
+    """dtype and channels-last of the views that a run trains on.
+
+    On a GPU they are those of the networks, so that nothing converts them again; on the CPU float32 and contiguous.
+    """
+    if device.type != "cuda":
+        return torch.float32, False
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32), channels_last
+
+
 def set_threads(train: TrainConfig) -> int:
     """Set torch's arithmetic threads and return their number; 0 means all cores that this process may use."""
     threads = train.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

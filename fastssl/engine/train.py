@@ -17,6 +17,7 @@ from .. import config as configuration
 from ..config import Config
 from ..data import Batch, Source, ViewLoader, resolve_renderer
 from ..data.order import steps_per_epoch
+from ..data.upload import Upload
 from ..errors import UserError
 from ..methods import Method, StepState, build_method
 from ..methods.collapse import rankme
@@ -25,7 +26,7 @@ from ..report.environment import environment
 from . import checkpoint, contact, report, rundir
 from .evaluation import Evaluator, Features
 from .monitor import Clock, Display, Metrics, Row
-from .precision import resolve_device, resolve_precision, set_threads
+from .precision import resolve_device, resolve_precision, set_threads, view_form
 from .step import train_step
 
 
@@ -86,7 +87,8 @@ class _Run:
         self.device = resolve_device(config.train.device)
         self.precision = resolve_precision(config.train.precision, self.device)
         threads = set_threads(config.train)
-        self.renderer = resolve_renderer(config.loader.renderer, self.device)
+        self.view_device = torch.device("cpu") if config.loader.device == "cpu" else self.device
+        self.renderer = resolve_renderer(config.loader.renderer, self.view_device)
         self.train_source, self.val_source = rundir.open_data(config, source)
         if len(self.train_source) < config.train.batch_size:
             raise UserError(
@@ -177,20 +179,7 @@ class _Run:
 
     def _loop(self) -> None:
         config = self.config
-        loader = ViewLoader(
-            self.train_source,
-            config.augment,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            decoder=config.loader.decoder,
-            renderer=self.renderer,
-            threads=config.loader.threads,
-            prefetch=self._prefetch(),
-            device=str(self.device),
-            quarantine=self.run_dir / "quarantine.json",
-            max_bad_fraction=config.loader.max_bad_fraction,
-            last=config.loader.last,
-        )
+        loader = self._open_loader()
         self.method.train()
         clock = Clock(self.step)
         with contextlib.closing(loader):
@@ -208,11 +197,39 @@ class _Run:
                     break
         self.results["images_per_second"] = self.step * config.train.batch_size / max(self.seconds, 1e-9)
 
+    def _open_loader(self) -> ViewLoader:
+        """Makes views in the form that the networks read, unless they are still to be copied to a GPU."""
+        config = self.config
+        dtype, channels_last = view_form(self.view_device, self.precision, channels_last=config.train.channels_last)
+        return ViewLoader(
+            self.train_source,
+            config.augment,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            decoder=config.loader.decoder,
+            renderer=self.renderer,
+            threads=config.loader.threads,
+            prefetch=self._prefetch(),
+            device=str(self.view_device),
+            quarantine=self.run_dir / "quarantine.json",
+            max_bad_fraction=config.loader.max_bad_fraction,
+            last=config.loader.last,
+            dtype=dtype,
+            channels_last=channels_last,
+            hw_decoder_load=config.loader.hw_decoder_load,
+            pin=self.view_device != self.device,
+        )
+
     def _batches(self, loader: ViewLoader) -> Iterator[Batch]:
         """From the current step to the end, epoch after epoch."""
+        upload = None
+        if self.view_device != self.device:
+            dtype, channels_last = view_form(self.device, self.precision, channels_last=self.config.train.channels_last)
+            upload = Upload(self.device, dtype=dtype, channels_last=channels_last)
         while self.step < self.total_steps:
             epoch, start = divmod(self.step, self.steps_per_epoch)
-            yield from loader.epoch(epoch, start_step=start)
+            batches = loader.epoch(epoch, start_step=start)
+            yield from batches if upload is None else upload.batches(batches)
 
     def _step(self, batch: Batch, clock: Clock) -> Row | None:
         config = self.config
