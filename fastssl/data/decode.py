@@ -4,7 +4,8 @@ Two back ends with one contract. `DaliDecoder` is the fast one, on the CPU or th
 that must decode (see `jpeg`): one unreadable image stops a DALI pipeline for good, and two in a batch may end the
 process. All else goes to the careful decoders of `CarefulDecoder`, one image at a time, on threads: torchvision's for
 JPEG, PIL's for other formats and for what torchvision refuses. On the CPU both give the same pixels. What an image
-decodes to depends on its bytes alone, never on its neighbours in the batch.
+decodes to depends on its bytes alone, never on its neighbours in the batch (on a GPU only where one of its decoders
+takes all, see `HW_DECODER_LOAD`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ MAX_PIXELS = 1 << 26
 """Most pixels an image may have, by its header (201 MB as RGB): more is taken for a decompression bomb."""
 
 HW_DECODER_LOAD = 0.65
-"""Share of a batch's JPEG data that the GPU's hardware decoder takes, where it has one; DALI's own default."""
+"""Share of a batch's JPEG data that the GPU's hardware decoder takes, where it has one; DALI's own default. Which images
+those are depends on the batch, and the two decoders may round differently: 0 or 1 rules that out."""
 
 DecoderKind = Literal["auto", "dali", "torchvision"]
 
