@@ -27,8 +27,8 @@ MAX_PIXELS = 1 << 26
 """Most pixels an image may have, by its header (201 MB as RGB): more is taken for a decompression bomb."""
 
 HW_DECODER_LOAD = 0.65
-"""Share of a batch's JPEG data that the GPU's hardware decoder takes, where it has one; DALI's own default. Which images
-those are depends on the batch, and the two decoders may round differently: 0 or 1 rules that out."""
+"""Share of a batch's JPEG data that the GPU's hardware decoder takes, where it has one; DALI's own default. Which
+images those are depends on the batch, and the two decoders may round differently: 0 or 1 rules that out."""
 
 DecoderKind = Literal["auto", "dali", "torchvision"]
 

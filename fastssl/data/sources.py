@@ -240,11 +240,21 @@ def open_splits(data: Any) -> tuple[Source, Source | None]:
     if held_out is None:
         return train, None
     validation = open_source(held_out)
-    if train.classes is not None and validation.classes is not None and train.classes != validation.classes:
-        unknown = sorted(set(validation.classes) - set(train.classes))
-        if unknown:
-            raise UserError(f"{held_out} has classes that {root / 'train'} has not: {', '.join(unknown[:8])}")
-        number = np.array([train.classes.index(name) for name in validation.classes], dtype=np.int64)
-        assert validation.labels is not None
-        validation.labels, validation.classes = number[validation.labels], train.classes
+    number_alike(train, validation, f"{held_out}", f"{root / 'train'}")
     return train, validation
+
+
+def number_alike(train: Source, validation: Source, validation_name: str, train_name: str) -> None:
+    """Number the labels of `validation` by the classes of `train`, where both have class names.
+
+    Raises:
+        UserError: validation has classes that training has not.
+    """
+    if train.classes is None or validation.classes is None or train.classes == validation.classes:
+        return
+    unknown = sorted(set(validation.classes) - set(train.classes))
+    if unknown:
+        raise UserError(f"{validation_name} has classes that {train_name} has not: {', '.join(unknown[:8])}")
+    number = np.array([train.classes.index(name) for name in validation.classes], dtype=np.int64)
+    assert validation.labels is not None
+    validation.labels, validation.classes = number[validation.labels], train.classes

@@ -11,6 +11,7 @@ from typing import Any
 from .. import config as configuration
 from ..config import BUILTIN, Config
 from ..data import Source, ensure_builtin, open_source, open_splits
+from ..data.sources import number_alike
 from ..errors import UserError
 
 LAST, BEST = "last.pt", "best.pt"
@@ -25,7 +26,10 @@ def open_data(config: Config, source: Source | None = None) -> tuple[Source, Sou
         train, val = open_source(source), None
     else:
         train, val = open_splits(ensure_builtin() if config.data == BUILTIN else Path(config.data))
-    return train, val if config.val_data is None else open_source(Path(config.val_data))
+    if config.val_data is not None:
+        val = open_source(Path(config.val_data))
+        number_alike(train, val, f"--val-data {config.val_data}", f"--data {config.data}")
+    return train, val
 
 
 def claim(config: Config, environment: dict[str, Any]) -> Path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+import fastssl
 from fastssl.cli import main
 from fastssl.data import Augmentation, FileList, ViewLoader, ViewSpec, open_source, open_splits
+from fastssl.engine.rundir import open_data
 from fastssl.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -109,3 +113,17 @@ def test_a_missing_file_is_a_bad_file_and_check_data_names_it(listed, tmp_path, 
     assert main(["check-data", str(listed("\n".join(paths(tmp_path))))]) == 0
     assert main(["check-data", str(listed(""))]) == 2
     assert "holds no paths" in capsys.readouterr().err
+
+
+def test_labels_of_validation_data_are_numbered_as_those_of_training(listed, tmp_path):
+    """Each list by itself would number its classes from 0."""
+    names = paths(tmp_path)
+    train = listed("".join(f"{p}\t{'abc'[i % 3]}\n" for i, p in enumerate(names)))
+    val = listed(f"{names[0]}\tc\n{names[1]}\tb\n", "val.txt")
+    config = replace(fastssl.recipes.simclr("quick"), data=str(train), val_data=str(val))
+    _, validation = open_data(config)
+    assert validation.labels.tolist() == [2, 1]
+    assert validation.classes == ("a", "b", "c")
+    listed(f"{names[0]}\td\n", "val.txt")
+    with pytest.raises(UserError, match=r"--val-data .*val\.txt has classes that --data .*train\.txt has not: d"):
+        open_data(config)
