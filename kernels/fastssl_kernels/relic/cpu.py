@@ -269,10 +269,12 @@ def _exclude(
             for view in logits:
                 view.diagonal(offset, 0, 2).fill_(EXCLUDED)
         return
-    where = negatives[part] - first
-    column = ((where >= 0) & (where < images)).nonzero().flatten()
-    for view in logits:
-        view[where[column], :, column] = EXCLUDED
+    own = [(image - first, column) for column, image in enumerate(negatives[part].tolist())]
+    own = [(row, column) for row, column in own if 0 <= row < images]
+    if own:
+        row, column = torch.tensor(own).unbind(1)
+        for view in logits:
+            view[row, :, column] = EXCLUDED
 
 
 def _finish(sums: _Sums, positive: Tensor, rounded: Tensor | None, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -326,8 +328,9 @@ def _columns(target: Tensor, t: Tensor, negatives: Tensor | None, pairs: Pairs, 
     """Unit rows of the images that may be negatives, of all ranks, [L, N, D] in fp32."""
     if negatives is not None:
         images = size_and_rank(group)[0] * pairs.batch
-        if negatives.numel() and not (negatives.min() >= 0 and negatives.max() < images):
-            raise ValueError(f"negatives must be images of the batch, 0 to {images - 1}, got {negatives.tolist()}")
+        listed = negatives.tolist()
+        if listed and not (min(listed) >= 0 and max(listed) < images):
+            raise ValueError(f"negatives must be images of the batch, 0 to {images - 1}, got {listed}")
         rows, _ = unit_rows(sampled_rows(target, pairs.large, negatives, group).float())
         return rows.view(pairs.large, len(negatives), target.shape[1])
     if not group:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic import plain_arithmetic
+from ..ema.scalar import host_scalar
 from ..gather import all_reduce, size_and_rank
 
 # exp(2 · PLAIN) times any number of prototypes is within fp32.
@@ -109,7 +110,7 @@ def _plain(rows: list[_Rows], epsilon: float, iterations: int, group: str) -> bo
             for extreme in scores.aminmax():
                 bound = torch.maximum(bound, extreme.float().abs())
             mass[part.problem] += _exponentials(scores, kept, scratch, epsilon).sum(0)
-    if not all_reduce(bound, "max", group).item() <= PLAIN * epsilon:
+    if not host_scalar(all_reduce(bound, "max", group), "scores") <= PLAIN * epsilon:
         return False
     for _ in range(iterations - 1):
         weight = _weights(mass, total, group)
