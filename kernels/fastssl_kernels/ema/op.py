@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from ..check import DTYPES
 from .scalar import host_scalar
-
-DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
 
 
 @torch.no_grad()
@@ -31,19 +30,22 @@ def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: fl
         TypeError: a tensor that is not of floating dtype.
     """
     targets, onlines = list(target), list(online)
-    _check(targets, onlines, momentum)
+    check_momentum("momentum", momentum)
+    alike = _check_lists(targets, onlines)
     if not targets:
         return
     if targets[0].device.type == "cpu":
-        _on_cpu(targets, onlines, 1.0 - host_scalar(momentum, "momentum"))
+        number = host_scalar(momentum, "momentum")
+        check_momentum("momentum", number)
+        _on_cpu(targets, onlines, 1.0 - number, alike)
     else:
         from .launch import ema_launch  # Triton does not exist everywhere that torch does
 
         ema_launch(targets, onlines, momentum)
 
 
-def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float) -> None:
-    if [t.dtype for t in targets] == [o.dtype for o in onlines]:
+def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: bool) -> None:
+    if alike or [t.dtype for t in targets] == [o.dtype for o in onlines]:
         torch._foreach_lerp_(targets, onlines, weight)
         return
     for t, o in zip(targets, onlines, strict=True):
@@ -51,21 +53,58 @@ def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float) -> None
         t.copy_(torch.lerp(t.to(wide), o.to(wide), weight))
 
 
-def _check(targets: Sequence[Tensor], onlines: Sequence[Tensor], momentum: float | Tensor) -> None:
+def _check_lists(targets: list[Tensor], onlines: list[Tensor]) -> bool:
+    """Whether all tensors are of one dtype, as usual: then whole lists are compared, and nothing is taken one by one.
+
+    A loop over tensors on every call took 0.3 of the 10 ms that ResNet-50 takes on a core, this a third of that.
+    """
     if len(targets) != len(onlines):
         raise ValueError(f"target and online must be equally long, got {len(targets)} and {len(onlines)} tensors")
-    if isinstance(momentum, Tensor):
-        if momentum.numel() != 1:
-            raise ValueError(f"momentum must be a number or a zero-dimensional tensor, got {tuple(momentum.shape)}")
-    elif not 0.0 <= momentum <= 1.0:
-        raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-    device = targets[0].device if targets else None
+    if not torch.compiler.is_compiling() and _alike(targets, onlines):
+        return True
     for i, (t, o) in enumerate(zip(targets, onlines, strict=True)):
-        if t.shape != o.shape:
-            raise ValueError(f"target[{i}] and online[{i}] differ in shape: {tuple(t.shape)} and {tuple(o.shape)}")
-        if t.device != device or o.device != device:
-            raise ValueError(f"all tensors must be on {device}, got {t.device} and {o.device} at index {i}")
-        if t.dtype not in DTYPES or o.dtype not in DTYPES:
-            raise TypeError(
-                f"target[{i}] and online[{i}] must be of floating dtype, 16 bits or more, got {t.dtype} and {o.dtype}"
-            )
+        _check_pair(i, t, o, targets[0])
+    return False
+
+
+def _alike(targets: list[Tensor], onlines: list[Tensor]) -> bool:
+    """Whether all are of one device, one floating dtype and pair by pair of one shape; other lists may be right too."""
+    together: list[Tensor | None] = [*targets, *onlines]
+    if not together:
+        return True
+    try:
+        if [*map(Tensor.size, targets)] != [*map(Tensor.size, onlines)]:
+            return False
+        kinds = torch._C._group_tensors_by_device_and_dtype([together], False)
+    except TypeError:
+        return False
+    return len(kinds) == 1 and all(dtype in DTYPES for _, dtype in kinds)
+
+
+def _check_pair(i: int, t: Tensor, o: Tensor, first: Tensor) -> None:
+    for name, tensor in (("target", t), ("online", o)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}[{i}] must be a tensor, got {type(tensor).__name__}")
+    if t.shape != o.shape:
+        raise ValueError(f"target[{i}] and online[{i}] differ in shape: {tuple(t.shape)} and {tuple(o.shape)}")
+    if t.device != first.device or o.device != first.device:
+        raise ValueError(f"all tensors must be on {first.device}, got {t.device} and {o.device} at index {i}")
+    if t.dtype not in DTYPES or o.dtype not in DTYPES:
+        raise TypeError(
+            f"target[{i}] and online[{i}] must be of floating dtype, 16 bits or more, got {t.dtype} and {o.dtype}"
+        )
+
+
+def check_momentum(name: str, momentum: float | Tensor) -> None:
+    """In [0, 1]; of a tensor on a device nothing is read."""
+    if isinstance(momentum, Tensor):
+        if momentum.numel() != 1 or not momentum.is_floating_point():
+            got = f"{momentum.dtype} {tuple(momentum.shape)}"
+            raise ValueError(f"{name} must be a number or a zero-dimensional tensor of floating dtype, got {got}")
+        return
+    try:
+        within = 0.0 <= momentum <= 1.0
+    except TypeError:
+        within = False
+    if not within:
+        raise ValueError(f"{name} must be in [0, 1], got {momentum!r}")

@@ -25,7 +25,10 @@ def exclude_from_adaptation(
 
     Raises:
         ValueError: unknown policy, or no parameter that requires gradients.
+        TypeError: `module` is not a module.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     parameters = [p for p in module.parameters() if p.requires_grad]

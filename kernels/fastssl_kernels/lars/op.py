@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..ema.op import DTYPES, ema_update_
+from ..check import DTYPES
+from ..ema.op import check_momentum, ema_update_
 from . import cpu
 from .entry import Entries, Entry
 from .reference import VARIANTS
@@ -80,6 +81,7 @@ class LARS(Optimizer):
             "adapt": True,
         }
         super().__init__(params, defaults)
+        check_momentum("ema_momentum", ema_momentum)
         self.ema_momentum = ema_momentum
         self._entries = Entries()
         self._launcher: Launcher | None = None
@@ -180,6 +182,9 @@ class LARS(Optimizer):
         """`{parameter: partner}` of a checked `(partners, parameters)`."""
         if pairs is None:
             return {}
+        if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
+            got = f"{len(pairs)} of them" if isinstance(pairs, (tuple, list)) else type(pairs).__name__
+            raise ValueError(f"{name} needs two equally long lists, got {got}")
         partners, parameters = list(pairs[0]), list(pairs[1])
         if len(partners) != len(parameters):
             raise ValueError(f"{name} needs two equally long lists, got {len(partners)} and {len(parameters)} tensors")
@@ -205,8 +210,13 @@ def _check_group(group: dict[str, Any]) -> None:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(f"{name} must be a number or a zero-dimensional tensor, got {tuple(value.shape)}")
-        elif not (low <= value < high):
-            raise ValueError(f"{name} must be {bound}, got {value}")
+            return
+        try:
+            within = low <= value < high
+        except TypeError:
+            within = False
+        if not within:
+            raise ValueError(f"{name} must be {bound}, got {value!r}")
 
     infinity = float("inf")
     number("lr", 0.0, infinity, "≥ 0")
