@@ -28,6 +28,8 @@ class NTXentLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        if out0.shape != out1.shape:
+            raise ValueError(f"out1 must have the shape of out0, {tuple(out0.shape)}, got {tuple(out1.shape)}")
         group: Group = None if self.gather_distributed else "local"
         return nt_xent(torch.cat([out0, out1]), temperature=self.temperature, group=group)
 
@@ -98,6 +100,11 @@ class SwaVLoss(nn.Module):
         queue_outputs: list[Tensor] | None = None,
     ) -> Tensor:
         queues = queue_outputs if queue_outputs is not None else [None] * len(high_resolution_outputs)
+        if len(queues) != len(high_resolution_outputs):
+            raise ValueError(
+                f"queue_outputs must hold scores for each of the {len(high_resolution_outputs)} high-resolution crops, "
+                f"got {len(queues)}"
+            )
         codes = [
             sinkhorn(
                 scores,

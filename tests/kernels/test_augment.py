@@ -147,7 +147,7 @@ ONE = view_parameters(**plain())
         ([IMAGE, IMAGE.to("meta")], ONE, {}, "all images must be on cpu"),
         ([IMAGE], ONE[:, :15], {}, r"parameters must be \[M, 16\]"),
         ([IMAGE], ONE.to("meta"), {}, "parameters must be on the CPU or on cpu"),
-        ([IMAGE], ONE, {"size": 7}, "size must be at least 8, got 7"),
+        ([IMAGE], ONE, {"size": 7}, "size must be an integer of at least 8, got 7"),
         ([IMAGE], ONE, {"interpolation": "nearest"}, "interpolation must be"),
         ([IMAGE], ONE, {"blur": "box"}, "blur must be"),
         ([IMAGE], ONE, {"mean": (0, 0)}, "mean must be three finite numbers"),

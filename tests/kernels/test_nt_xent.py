@@ -305,7 +305,7 @@ def test_the_adapter_is_a_drop_in():
         ({"temperature": math.nan}, "temperature must be finite and > 0, got nan"),
         ({"temperature": math.inf}, "temperature must be finite and > 0, got inf"),
         ({"temperature": torch.tensor(0.1)}, "temperature must be a Python number"),
-        ({"views": 1}, "views must be at least 2, got 1"),
+        ({"views": 1}, "views must be an integer of at least 2, got 1"),
         ({"views": 3}, "z has 8 rows, which is not a multiple of views=3"),
         ({"z": torch.zeros(8)}, "z must have two dimensions"),
         ({"z": torch.zeros(8, 0)}, "z must not be empty"),

@@ -375,7 +375,9 @@ def test_negatives_are_different_and_uniform():
 
 @pytest.mark.parametrize(("images", "count"), [(0, 1), (5, 0), (5, 6)])
 def test_sample_negatives_says_what_is_wrong(images, count):
-    with pytest.raises(ValueError, match="images must be at least 1" if not images else "count must be from 1 to"):
+    with pytest.raises(
+        ValueError, match="images must be an integer of at least 1" if not images else "count must be from 1 to"
+    ):
         sample_negatives(images, count, seed=0, step=0)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..check import kind, whole
 from .parameters import WORDS, column
 from .reference import render_views_reference
 
@@ -56,12 +57,13 @@ def render_views(
             option out of range.
         TypeError: images that are not uint8, parameters that are not float32, another dtype.
     """
+    if not isinstance(images, (Tensor, Sequence)):
+        raise TypeError(f"images must be a tensor or a sequence of tensors, got {kind(images)}")
     stacked = isinstance(images, Tensor)
     listed: list[Tensor] = [images] if isinstance(images, Tensor) else list(images)
     _check_images(listed, 4 if stacked else 3)
     _check_parameters(listed, parameters)
-    if size < LEAST_SIZE:
-        raise ValueError(f"size must be at least {LEAST_SIZE}, got {size}")
+    whole("size", size, LEAST_SIZE)
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
     if blur not in ("gaussian", "pil"):
@@ -89,6 +91,9 @@ def render_views(
 def _check_images(images: list[Tensor], dimensions: int) -> None:
     if not images or (dimensions == 4 and images[0].ndim == 4 and not images[0].shape[0]):
         raise ValueError("images must hold at least one image")
+    for i, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise TypeError(f"images[{i}] must be a uint8 tensor, got {kind(image)}")
     device = images[0].device
     wanted = "[N, H, W, 3]" if dimensions == 4 else "[H, W, 3]"
     for i, image in enumerate(images):
@@ -102,6 +107,8 @@ def _check_images(images: list[Tensor], dimensions: int) -> None:
 
 
 def _check_parameters(images: list[Tensor], parameters: Tensor) -> None:
+    if not isinstance(parameters, Tensor):
+        raise TypeError(f"parameters must be a float32 tensor from view_parameters, got {kind(parameters)}")
     if parameters.ndim != 2 or parameters.shape[1] != WORDS:
         raise ValueError(f"parameters must be [M, {WORDS}] from view_parameters, got {list(parameters.shape)}")
     if parameters.dtype != torch.float32:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .. import check
+
 # Rows on the CPU are taken in blocks of about this many elements, which stay in the second-level cache.
 BLOCK = 1 << 17
 # Rows whose squared length is below this count as zero.
@@ -38,6 +40,10 @@ def byol_loss(prediction: Tensor, target: Tensor, *, reduction: Literal["mean", 
         ValueError: shapes that differ or are not [B, D], another device, no rows, an unknown reduction.
         TypeError: input that is not of floating dtype.
     """
+    for name, tensor in (("prediction", prediction), ("target", target)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise TypeError(f"{name} must be of floating dtype, got {check.kind(tensor)}")
+        check.floating(name, tensor, TypeError)
     if prediction.ndim != 2 or prediction.shape != target.shape:
         raise ValueError(
             f"prediction and target must have one shape [B, D], got {tuple(prediction.shape)} and {tuple(target.shape)}"
@@ -46,9 +52,6 @@ def byol_loss(prediction: Tensor, target: Tensor, *, reduction: Literal["mean", 
         raise ValueError(f"prediction must have at least one row and one column, got {tuple(prediction.shape)}")
     if prediction.device != target.device:
         raise ValueError(f"target must be on {prediction.device} with prediction, got {target.device}")
-    for name, tensor in (("prediction", prediction), ("target", target)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be of floating dtype, got {tensor.dtype}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     losses, _ = byol_forward(prediction, target.detach())

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import check
 from . import cpu
 from .queue import STORED, Queue
 
@@ -52,8 +53,7 @@ def nearest_neighbor(z: Tensor, queue: Tensor | Queue, k: int = 1) -> Neighbors:
     if isinstance(queue, Queue):
         queue = queue.rows
     for name, tensor in (("z", z), ("queue", queue)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {_kind(tensor)}")
+        check.floating(name, tensor, TypeError)
         if tensor.ndim != 2 or tensor.numel() == 0:
             raise ValueError(f"{name} must be [rows, width] with at least one of each, got {tuple(tensor.shape)}")
     if queue.dtype not in STORED:
@@ -66,10 +66,6 @@ def nearest_neighbor(z: Tensor, queue: Tensor | Queue, k: int = 1) -> Neighbors:
         raise ValueError(f"k must be an integer from 1 to the {queue.shape[0]} rows of the queue, got {k!r}")
     found = Neighbors(*lookup(z.detach(), queue.detach(), k))
     return Neighbors(*(t.squeeze(1) for t in found)) if k == 1 else found
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 @torch.library.custom_op("fastssl::nearest_neighbor", mutates_args=(), device_types="cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import check
 from ..gather import Group, gather_rows, group_name, size_and_rank
 from ..rows import unit_rows
 
@@ -34,7 +35,7 @@ class Queue(nn.Module):
 
     Raises:
         ValueError: size or width below 1.
-        TypeError: another dtype.
+        TypeError: another dtype, a seed that is neither.
     """
 
     rows: Tensor
@@ -52,10 +53,11 @@ class Queue(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("size", size), ("width", width)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+            check.whole(name, value, 1)
         if dtype not in STORED:
             raise TypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+        if not isinstance(seed, (int, torch.Generator)):
+            raise TypeError(f"seed must be an integer or a CPU generator, got {check.kind(seed)}")
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed ^ STREAM)
         rows = torch.empty(size, width, dtype=dtype, device=device)
         for part in rows.split(DRAWN):
@@ -82,8 +84,7 @@ class Queue(nn.Module):
         Raises ValueError where shape, device or group make no sense, or more rows come than the queue holds, TypeError
         for rows that are not floating-point.
         """
-        if not isinstance(rows, Tensor) or not rows.is_floating_point():
-            raise TypeError(f"rows must be a floating-point tensor, got {getattr(rows, 'dtype', type(rows).__name__)}")
+        check.floating("rows", rows, TypeError)
         if rows.ndim != 2 or rows.shape[1] != self.width or len(rows) == 0:
             raise ValueError(f"rows must be [B, {self.width}] with B at least 1, got {tuple(rows.shape)}")
         if rows.device != self.rows.device:

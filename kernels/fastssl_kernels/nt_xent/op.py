@@ -6,12 +6,12 @@ carry the work, so that `torch.compile(fullgraph=True)` and CUDA graphs see opaq
 
 from __future__ import annotations
 
-import math
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from .. import check
 from ..arithmetic import product_dtype
 from ..gather import Group, group_name
 from . import operators  # noqa: F401  (registers torch.ops.fastssl.*)
@@ -64,10 +64,9 @@ def nt_xent(
 
     Raises ValueError where shape, dtype, temperature, views or group make no sense.
     """
-    _check_rows("z", z)
-    _check_temperature(temperature)
-    if views < 2:
-        raise ValueError(f"views must be at least 2, got {views}")
+    check.rows("z", z)
+    check.number("temperature", temperature)
+    check.whole("views", views, 2)
     if z.shape[0] % views:
         raise ValueError(f"z has {z.shape[0]} rows, which is not a multiple of views={views}")
     products = product_dtype(z)
@@ -120,19 +119,20 @@ def info_nce(
     Returns the fp32 scalar mean over all queries of all ranks, with the same gradient convention as `nt_xent`.
     Raises ValueError where shape, dtype, device, temperature or group make no sense.
     """
-    _check_rows("query", query)
-    _check_rows("key", key)
-    _check_temperature(temperature)
+    check.rows("query", query)
+    check.rows("key", key)
+    check.number("temperature", temperature)
     if key.shape != query.shape:
         raise ValueError(f"key must have the shape of query {tuple(query.shape)}, got {tuple(key.shape)}")
     if queue is not None:
-        _check_rows("queue", queue, may_be_empty=True)
+        check.rows("queue", queue, may_be_empty=True)
         if queue.shape[1] != query.shape[1]:
             raise ValueError(f"queue must have the width of query, {query.shape[1]}, got {queue.shape[1]}")
         queue = queue.detach()
-    others = [t for t in (key, queue) if t is not None]
-    if any(t.device != query.device for t in others):
-        raise ValueError(f"key and queue must be on the device of query, {query.device}")
+    others = [key] if queue is None else [key, queue]
+    for name, other in zip(("key", "queue"), others, strict=False):
+        if other.device != query.device:
+            raise ValueError(f"{name} must be on the device of query, {query.device}, got {other.device}")
     graph = torch.is_grad_enabled()
     loss, statistics, *_ = torch.ops.fastssl.info_nce_forward(
         query,
@@ -147,22 +147,6 @@ def info_nce(
         group_name(group),
     )
     return (loss, _metrics(statistics)) if return_metrics else loss
-
-
-def _check_rows(name: str, x: Tensor, may_be_empty: bool = False) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    if x.dim() != 2:
-        raise ValueError(f"{name} must have two dimensions [rows, width], got shape {tuple(x.shape)}")
-    if x.shape[1] == 0 or (x.shape[0] == 0 and not may_be_empty):
-        raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
-
-
-def _check_temperature(temperature: float) -> None:
-    if isinstance(temperature, Tensor):
-        raise ValueError("temperature must be a Python number, got a tensor: call .item() on it once, outside the step")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
 
 
 def _metrics(statistics: Tensor) -> Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import check
 from ..gather import gather_rows, size_and_rank
 
 # SplitMix64 (Steele, Lea and Flood 2014), in two's complement.
@@ -22,11 +23,17 @@ def sample_negatives(
 
     images: rows of one view over all ranks, W·B. count: 1 to images (RELICv2 takes 10 of 4,096).
     device: of the result; default that of `step`, else the CPU.
-    Raises ValueError where images or count make no sense.
+    Raises ValueError where images, count, seed or step make no sense.
     """
-    if images < 1:
-        raise ValueError(f"images must be at least 1, got {images}")
-    if not 1 <= count <= images:
+    check.whole("images", images, 1)
+    for name, value in (("seed", seed), ("step", step)):
+        if isinstance(value, Tensor) and name == "step":
+            if value.numel() != 1 or value.is_floating_point():
+                got = f"{value.dtype} {tuple(value.shape)}"
+                raise ValueError(f"step must be an integer or a zero-dimensional integer tensor, got {got}")
+        elif not isinstance(value, int):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
+    if not isinstance(count, int) or not 1 <= count <= images:
         raise ValueError(f"count must be from 1 to images={images}, got {count}")
     if device is None:
         device = step.device if isinstance(step, Tensor) else "cpu"

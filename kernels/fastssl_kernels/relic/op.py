@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
+from .. import check
 from ..arithmetic import product_dtype
 from ..gather import Group, group_name
 from . import operators  # noqa: F401  (registers torch.ops.fastssl.*)
@@ -87,8 +87,10 @@ def relic(
     Raises ValueError where shapes, dtypes, devices, views, temperature, alpha, negatives or group make no sense.
     """
     large, small = _check_views(views, self_pairs)
-    _check_rows("online", online, "(L + S)", large + small)
-    _check_rows("target", target, "L", large)
+    for name, x, symbol, count in (("online", online, "(L + S)", large + small), ("target", target, "L", large)):
+        check.rows(name, x)
+        if x.shape[0] % count:
+            raise ValueError(f"{name} has {x.shape[0]} rows, which is not a multiple of {symbol}={count}")
     if online.shape[0] // (large + small) != target.shape[0] // large or online.shape[1] != target.shape[1]:
         raise ValueError(
             f"online and target must be [(L + S)·B, D] and [L·B, D] with views={tuple(views)}, "
@@ -98,8 +100,8 @@ def relic(
         raise ValueError(f"target must be on the device of online, {online.device}, got {target.device}")
     if negatives is not None:
         _check_negatives(negatives, online.device)
-    _check_number("temperature", temperature, positive=True)
-    _check_number("alpha", alpha, positive=False)
+    check.number("temperature", temperature)
+    check.number("alpha", alpha, zero=True)
     if stop_gradient not in get_args(StopGradient):
         raise ValueError(f"stop_gradient must be one of {get_args(StopGradient)}, got {stop_gradient!r}")
     loss, statistics, *_ = torch.ops.fastssl.relic_forward(
@@ -120,7 +122,7 @@ def relic(
 
 
 def _check_views(views: tuple[int, int], self_pairs: bool) -> tuple[int, int]:
-    if not isinstance(views, (tuple, list)) or len(views) != 2 or not all(isinstance(v, int) for v in views):
+    if not isinstance(views, (tuple, list)) or len(views) != 2 or not all(type(v) is int for v in views):
         raise ValueError(f"views must be two integers (large, small), got {views!r}")
     large, small = views
     if large < 1 or small < 0:
@@ -130,27 +132,9 @@ def _check_views(views: tuple[int, int], self_pairs: bool) -> tuple[int, int]:
     return large, small
 
 
-def _check_rows(name: str, x: Tensor, symbol: str, views: int) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    if x.dim() != 2:
-        raise ValueError(f"{name} must have two dimensions [rows, width], got shape {tuple(x.shape)}")
-    if x.shape[0] == 0 or x.shape[1] == 0:
-        raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
-    if x.shape[0] % views:
-        raise ValueError(f"{name} has {x.shape[0]} rows, which is not a multiple of {symbol}={views}")
-
-
 def _check_negatives(negatives: Tensor, device: torch.device) -> None:
     if not isinstance(negatives, Tensor) or negatives.dtype != torch.int64 or negatives.dim() != 1:
-        kind = f"{negatives.dtype} {tuple(negatives.shape)}" if isinstance(negatives, Tensor) else type(negatives)
+        kind = f"{negatives.dtype} {tuple(negatives.shape)}" if isinstance(negatives, Tensor) else check.kind(negatives)
         raise ValueError(f"negatives must be an int64 tensor [n] of images, got {kind}")
     if negatives.device != device:
         raise ValueError(f"negatives must be on the device of online, {device}, got {negatives.device}")
-
-
-def _check_number(name: str, value: float, positive: bool) -> None:
-    if isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a Python number, got a tensor: call .item() on it once, outside the step")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be finite and {'> 0' if positive else '>= 0'}, got {value}")

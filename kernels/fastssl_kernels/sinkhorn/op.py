@@ -5,13 +5,13 @@ Codes are targets: no gradient reaches scores, features or prototypes.
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import check
 from ..arithmetic import product_dtype
 from ..gather import Group, group_name
 from . import cpu
@@ -100,8 +100,7 @@ def _batched(x: Tensor) -> Tensor:
 
 
 def _check(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    check.floating(name, x)
     if x.dim() not in (2, 3):
         raise ValueError(f"{name} must have two or three dimensions, got shape {tuple(x.shape)}")
     if x.numel() == 0:
@@ -123,12 +122,8 @@ def _check_beside(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 
 
 def _check_options(epsilon: float, iterations: int) -> None:
-    if isinstance(epsilon, Tensor):
-        raise ValueError("epsilon must be a Python number, got a tensor: call .item() on it once, outside the step")
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon must be finite and > 0, got {epsilon}")
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations must be a whole number of at least 1, got {iterations!r}")
+    check.number("epsilon", epsilon)
+    check.whole("iterations", iterations, 1)
 
 
 @torch.library.custom_op("fastssl::sinkhorn", mutates_args=())

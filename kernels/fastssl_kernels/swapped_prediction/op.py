@@ -7,7 +7,6 @@ scores that exist already, an operator for each crop returns row losses and thre
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import check
 from ..arithmetic import product_dtype
 from . import cpu
 
@@ -43,15 +43,19 @@ def swapped_prediction(
 
     Raises ValueError where shape, dtype, device, temperature or assign make no sense.
     """
+    for name, value in (("z", z), ("codes", codes), ("assign", assign)):
+        if not isinstance(value, (Tensor, Sequence)):
+            wanted = "sequence of integers" if name == "assign" else "tensor or a sequence of tensors"
+            raise ValueError(f"{name} must be a {wanted}, got {check.kind(value)}")
     crops = None if isinstance(z, Tensor) else list(z)
     targets = list(codes.detach().unbind()) if isinstance(codes, Tensor) and codes.dim() == 3 else codes
     if isinstance(targets, Tensor):
         raise ValueError(f"codes must be [A, B, K] or a sequence of [B, K], got shape {tuple(targets.shape)}")
-    targets = [code.detach() for code in targets]
+    targets = [code.detach() if isinstance(code, Tensor) else code for code in targets]
     _check_codes(targets, assign)
     batch, count = targets[0].shape
     for name, tensor in [("z", z)] if isinstance(z, Tensor) else [(f"z[{i}]", crop) for i, crop in enumerate(z)]:
-        _check(name, tensor)
+        check.rows(name, tensor)
     if crops is None:
         assert isinstance(z, Tensor)
         if z.shape[0] % batch:
@@ -59,20 +63,17 @@ def swapped_prediction(
         crops = list(z.view(-1, batch, z.shape[1]).unbind())
     _check_crops(crops, batch, count if prototypes is None else None, targets[0].device)
     _check_assign(assign, len(crops))
-    if isinstance(temperature, Tensor):
-        raise ValueError("temperature must be a Python number, got a tensor: call .item() on it once, outside the step")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
+    check.number("temperature", temperature)
     if prototypes is None:
         return _from_scores(crops, targets, float(temperature), list(assign))
-    _check("prototypes", prototypes)
+    check.rows("prototypes", prototypes)
+    if prototypes.device != crops[0].device:
+        raise ValueError(f"prototypes must be on the device of z, {crops[0].device}, got {prototypes.device}")
     if prototypes.shape != (count, crops[0].shape[1]):
         raise ValueError(
             f"prototypes must be [{count}, {crops[0].shape[1]}] for these codes and features, "
             f"got {tuple(prototypes.shape)}"
         )
-    if prototypes.device != crops[0].device:
-        raise ValueError(f"prototypes must be on the device of z, {crops[0].device}, got {prototypes.device}")
     z = z if isinstance(z, Tensor) else torch.cat(crops)
     graph = torch.is_grad_enabled()
     loss, _, _ = torch.ops.fastssl.swapped_prediction(
@@ -107,20 +108,11 @@ def _terms(crops: int, codes: int, batch: int) -> int:
     return codes * (crops - 1) * batch
 
 
-def _check(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    if x.dim() != 2:
-        raise ValueError(f"{name} must have two dimensions [rows, width], got shape {tuple(x.shape)}")
-    if x.numel() == 0:
-        raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
-
-
 def _check_codes(codes: list[Tensor], assign: Sequence[int]) -> None:
     if not codes:
         raise ValueError("codes must hold at least one crop's codes, got none")
     for i, code in enumerate(codes):
-        _check(f"codes[{i}]", code)
+        check.rows(f"codes[{i}]", code)
         if code.shape != codes[0].shape or code.device != codes[0].device or code.dtype != codes[0].dtype:
             raise ValueError(
                 f"codes must share shape, dtype and device, got {tuple(code.shape)} {code.dtype} on {code.device} "
@@ -143,7 +135,7 @@ def _check_crops(crops: list[Tensor], batch: int, width: int | None, device: tor
 
 
 def _check_assign(assign: Sequence[int], crops: int) -> None:
-    if any(not 0 <= i < crops for i in assign) or len(set(assign)) < len(assign):
+    if any(type(i) is not int or not 0 <= i < crops for i in assign) or len(set(assign)) < len(assign):
         raise ValueError(f"assign must name different crops from 0 to {crops - 1}, got {list(assign)}")
 
 
