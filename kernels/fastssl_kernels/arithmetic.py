@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ def product_dtype(*tensors: Tensor) -> torch.dtype:
     """bf16 or fp16 if autocast or any tensor says so, else fp32."""
     device = tensors[0].device.type
     dtypes = [t.dtype for t in tensors]
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtypes.insert(0, torch.get_autocast_dtype(device))
     return next((d for d in dtypes if d in (torch.bfloat16, torch.float16)), torch.float32)
 
@@ -27,10 +28,12 @@ def plain_arithmetic(products: torch.dtype) -> Iterator[None]:
     """No graph, no autocast, and products of fp32 tensors on the CPU with operands of the stated dtype.
 
     For bf16, oneDNN rounds fp32 operands on the way in and sums in fp32: `torch.mm` on bf16 tensors would round the
-    logits too (1 % of exp(l) at τ = 0.1). The switch is process-wide, hence the lock. Where torch or the processor has
-    no such mode the products are exact.
+    logits too (1 % of exp(l) at τ = 0.1), and where the processor has no such instructions it is slow besides. "bf16"
+    allows the rounding and does not ask for it: torch takes it only if `torch.ops.mkldnn._is_mkldnn_bf16_supported()`,
+    oneDNN only where it is faster. Elsewhere, and where torch has no such switch, the products are exact and cost what
+    fp32 costs. The switch is process-wide, hence the lock.
     """
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    matmul = _switch()
     with torch.no_grad(), torch.autocast("cpu", enabled=False), _precision_lock:
         if matmul is None:
             yield
@@ -41,3 +44,8 @@ def plain_arithmetic(products: torch.dtype) -> Iterator[None]:
             yield
         finally:
             matmul.fp32_precision = before
+
+
+def _switch() -> Any:
+    """What holds the precision of fp32 products on the CPU; None in a torch without it."""
+    return getattr(torch.backends.mkldnn, "matmul", None)
