@@ -85,6 +85,19 @@ def test_the_work_is_what_the_formulas_say(batch, queue, width, k, stored):
     assert work.exponentials == 0
 
 
+@pytest.mark.parametrize("stored", [F32, BF16])
+def test_similarities_are_never_written(stored):
+    """What is written of 66 × 1,024 similarities: one key a row and split, unit rows, and the results."""
+    batch, queue, width = 66, 1024, 32
+    z, rows = torch.randn(batch, width), unit(queue, width, dtype=stored)
+    _, work = assert_nearest(z, rows, 1, orders=1)
+    results = batch * (width * 4 + 8 + 4)
+    unit_rows = padded_rows(batch) * width * stored.itemsize + 4 * batch
+    splits = launch.splits_for(padded_rows(batch) // SMALL.owner, queue // SMALL.streamed, 2 * 4)
+    assert work.stored == results + unit_rows + 8 * splits * padded_rows(batch)
+    assert work.stored < 0.2 * batch * queue * 4
+
+
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("stored", [F32, BF16])
 def test_equal_rows_tie_to_the_lowest_index(k, stored):

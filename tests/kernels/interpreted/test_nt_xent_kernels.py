@@ -183,6 +183,18 @@ def test_work_is_what_the_formulas_say():
     assert work.stored == z.numel() * 2
 
 
+def test_forward_and_backward_take_at_most_2_6_products():
+    """A product is 2·(V·B)²·D FLOPs; the floor is 2.5, and tiles on and half way round the diagonal add 1 / 12."""
+    batch = 384
+    z = torch.randn(2 * batch, 16).bfloat16()
+    logits = Logits(0.5, True, BF16)
+    with checked() as work:
+        _, _, columns, factor, weight, share = launch.nt_xent_forward(z, logits, 2, False, "")
+        launch.nt_xent_backward(torch.ones(()), z, columns, factor, weight, share, logits, 2, "")
+    product = 2 * (2 * batch) ** 2 * 16
+    assert 2.5 * product < work.dot_flops <= 2.6 * product
+
+
 def test_a_queue_is_read_once_for_loss_and_gradient():
     query, key, queue = torch.randn(64, 32).bfloat16(), torch.randn(64, 32).bfloat16(), torch.randn(512, 32).bfloat16()
     with checked() as work:

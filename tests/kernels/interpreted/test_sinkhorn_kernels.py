@@ -146,6 +146,18 @@ def test_work_is_what_the_formulas_say(monkeypatch):
     assert work.exponentials == expected + cost.reduce_exponentials(prototypes, 1, 32)
 
 
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_n_iterations_read_the_scores_at_most_n_and_1_1_times(iterations):
+    """All that is read counts, also sums and potentials; what is written is the codes once, and sums."""
+    batch, prototypes = 2048, 32
+    with checked() as work:
+        launch.sinkhorn(cosines(1, batch, prototypes), None, 0.05, iterations, "")
+    scores = 4 * batch * prototypes
+    assert work.by_tensor["scores", "load"] == (iterations + 1) * scores
+    assert work.loaded <= (iterations + 1.1) * scores
+    assert work.by_tensor["codes", "store"] == scores
+
+
 @pytest.mark.parametrize(
     ("shape", "queued", "width", "products", "shared"),
     [
