@@ -47,6 +47,21 @@ def inputs():
     return (torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)), views, queue
 
 
+def sent_backward():
+    """Collectives of the backward pass alone."""
+    calls = []
+    names = [name for name in dir(dist) if name.startswith(("all_", "reduce_", "broadcast", "gather"))]
+    plain = {name: getattr(dist, name) for name in names if callable(getattr(dist, name))}
+    rows = torch.randn(8, WIDTH, requires_grad=True)
+    loss = nt_xent(rows, temperature=0.2) + info_nce(rows[:4], rows[4:], temperature=0.2)
+    for name in plain:
+        setattr(dist, name, lambda *_, name=name, **__: calls.append(name))
+    loss.backward()
+    for name, function in plain.items():
+        setattr(dist, name, function)
+    return calls
+
+
 def gradients(case, images, group):
     layers, views, queue = inputs()
     views = views[: 3 if "three" in case else 2, images]
@@ -70,6 +85,7 @@ def work(rank, world, port, folder):
             dist.all_reduce(grad)
             grad /= world
         results[case] = [loss, accuracy, entropy, *grads]
+    results["sent backward"] = sent_backward()
     first, second = torch.randn(2, share, WIDTH, generator=torch.Generator().manual_seed(rank))
     local, gathered = (NTXentLoss(0.2, gather)(first, second) for gather in (False, True))
     results["adapter"] = [local, gathered, nt_xent(torch.cat([first, second]), temperature=0.2, group="local")]
@@ -105,3 +121,8 @@ def test_the_adapter_gathers_only_if_told(ranks):
     assert gathered.unique().numel() == 1
     assert gathered[0] > local.max()
     assert torch.equal(local, torch.stack([results["adapter"][2] for results in ranks]))
+
+
+def test_the_backward_pass_sends_nothing(ranks):
+    """Rows travel once, forward: each rank then has the whole gradient of its own."""
+    assert [results["sent backward"] for results in ranks] == [[]] * len(ranks)

@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
+from fastssl_kernels import sinkhorn_from_features, swapped_prediction
 from three_steps import WIDTH, Tiny, descend, random_views, run_beside, same_after_saving, trained, unit
 
 from fastssl.errors import UserError
-from fastssl.methods import StepState
+from fastssl.methods import StepState, swav
 from fastssl.methods.swav import SwAV, SwAVConfig, code_metrics
 
 torch.set_num_threads(1)
@@ -81,6 +82,43 @@ def test_prototypes_are_unit_and_stand_still_at_first():
     method.loss(random_views(1), StepState(2, 10, 4)).total.backward()
     method.after_backward(StepState(2, 10, 4))
     assert method.prototypes.weight.grad.abs().sum() > 0
+
+
+def test_codes_come_from_the_assigned_crops_only(monkeypatch):
+    """Two large crops and three small ones: two problems of Sinkhorn, and their features are the large crops'."""
+    torch.manual_seed(0)
+    method, seen = make(), []
+
+    def spying(features, *args, **options):
+        seen.append(features)
+        return sinkhorn_from_features(features, *args, **options)
+
+    monkeypatch.setattr(swav, "sinkhorn_from_features", spying)
+    views = random_views(0, (2, 3))
+    method.eval()
+    method.loss(views, StepState(0, 10, 4))
+    with torch.no_grad():
+        large = unit(method.projector(method.backbone(views.groups[0])))
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], large.view(2, 8, -1))
+
+
+def test_scores_are_cosines_with_the_prototypes(monkeypatch):
+    """No bias, and both sides of unit length when they meet, however long the prototypes have become."""
+    torch.manual_seed(0)
+    method, met = make(), []
+    with torch.no_grad():
+        method.prototypes.weight.mul_(7.0)
+
+    def spying(z, prototypes, codes, **options):
+        met.append((z, prototypes))
+        return swapped_prediction(z, prototypes, codes, **options)
+
+    monkeypatch.setattr(swav, "swapped_prediction", spying)
+    method.loss(random_views(0), StepState(0, 10, 4))
+    assert [name for name, _ in method.named_parameters() if name.startswith("prototypes")] == ["prototypes.weight"]
+    for side in met[0]:
+        torch.testing.assert_close(side.norm(dim=1), torch.ones(len(side)))
 
 
 def test_first_loss_is_near_the_logarithm_of_the_prototypes():
