@@ -56,7 +56,7 @@ def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: 
 def _check_lists(targets: list[Tensor], onlines: list[Tensor]) -> bool:
     """Whether all tensors are of one dtype, as usual: then whole lists are compared, and nothing is taken one by one.
 
-    A loop over tensors on every call took 0.3 of the 10 ms that ResNet-50 takes on a core, this a third of that.
+    The loop over pairs takes 0.2 ms of the 10 ms of ResNet-50's parameters on a core.
     """
     if len(targets) != len(onlines):
         raise ValueError(f"target and online must be equally long, got {len(targets)} and {len(onlines)} tensors")
