@@ -110,8 +110,8 @@ def test_ranks_agree_with_one_process(case, ranks):
     assert sum(g.norm() > 0 for g in expected[3:]) >= 2
     for results in ranks:
         for ours, theirs in zip(results[case], expected, strict=True):
-            scale = max(theirs.abs().max().item(), 1e-3)
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE * scale * 4)
+            # τ = 0.01 leaves losses and entropies of 1e-6, sums of numbers near 1.
+            assert (ours - theirs).norm() <= TOLERANCE * theirs.norm().clamp(min=1e-3)
 
 
 def test_the_adapter_gathers_only_if_told(ranks):

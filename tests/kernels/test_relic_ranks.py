@@ -74,5 +74,4 @@ def test_ranks_agree_with_one_process(case, ranks):
     assert all(grad.norm() > 0 for grad in expected[5:])
     for results in ranks:
         for ours, theirs in zip(results[case], expected, strict=True):
-            scale = max(theirs.abs().max().item(), 1e-3)
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE * scale * 4)
+            assert (ours - theirs).norm() <= TOLERANCE * theirs.norm()
