@@ -178,3 +178,30 @@ def test_memory_order_ignores_dimensions_of_size_one():
     ordered = in_order_of(wide, wide.to(memory_format=torch.channels_last))
     assert torch.equal(ordered, wide)
     assert ordered.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_it_compiles_into_one_graph():
+    targets, onlines = lists(torch.float32, torch.float32)
+    expected = [t.clone() for t in targets]
+    ema_update_(expected, onlines, 0.9)
+    torch.compile(ema_update_, fullgraph=True, backend="aot_eager")(targets, onlines, 0.9)
+    for ours, theirs in zip(targets, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_lists_are_checked_again_when_a_tensor_is_another():
+    """A tensor may lie where one lay that is gone: its identity alone says nothing."""
+    targets, onlines = lists(torch.float32, torch.float32)
+    for _ in range(2):
+        ema_update_(targets, onlines, 0.9)
+    for i in range(len(targets)):
+        wrong = list(onlines)
+        wrong[i] = torch.zeros(*onlines[i].shape, 2)
+        with pytest.raises(ValueError, match="shape"):
+            ema_update_(targets, wrong, 0.9)
+    for _ in range(100):
+        pair = torch.zeros(3), torch.ones(3)
+        ema_update_([pair[0]], [pair[1]], 0.5)
+        del pair
+        with pytest.raises(ValueError, match="shape"):
+            ema_update_([torch.zeros(3)], [torch.ones(3, 3)], 0.5)
