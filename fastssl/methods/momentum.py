@@ -19,7 +19,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def target_copy(module: Module, *, fresh: bool) -> Module:
     """A copy that is not trained. `fresh` draws its weights anew, as BYOL does; MoCo starts from the same ones."""
     target = copy.deepcopy(module)
-    if fresh:
+    if fresh and callable(draw := getattr(module, "fresh", None)):
+        target.load_state_dict(draw().state_dict())
+    elif fresh:
         for part in target.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
