@@ -24,7 +24,7 @@ COMMANDS = {
 USAGE = """\
 usage: fastssl COMMAND ...
 
-  pretrain METHOD     pre-train a backbone without labels; --resume RUN_DIR continues a run
+  pretrain METHOD     pre-train a backbone; --resume RUN_DIR continues a run
   eval knn|linear     accuracy of a trained backbone on labelled images
   recipes [METHOD]    the constants that ship, and their sources
   views METHOD        draw the views that a recipe makes of some images
@@ -35,7 +35,8 @@ usage: fastssl COMMAND ...
   doctor              versions, devices and back ends on this machine
 
 `fastssl COMMAND --help` lists the options with types and defaults. Methods: simclr,
-simclrv2, mocov1, mocov2, byol, swav, nnclr, relic, relicv2.
+simclrv2, mocov1, mocov2, byol, swav, deepclusterv2, selav2, nnclr, relic, relicv2,
+and supervised as the baseline.
 """
 
 

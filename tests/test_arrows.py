@@ -13,7 +13,7 @@ ALLOWED = {
     "data": {"data", "errors", "fastssl_kernels"},
     "models": {"models", "errors"},
     "optim": {"optim", "errors", "fastssl_kernels"},
-    "methods": {"methods", "models", "optim", "data.views", "errors", "fastssl_kernels"},
+    "methods": {"methods", "models", "optim", "data.views", "data.order", "errors", "fastssl_kernels"},
     "evaluate": {"evaluate", "errors"},
     "report": {"report", "errors"},
     "config": {"data.views", "methods", "models", "optim", "errors"},

@@ -37,6 +37,28 @@ def run(*args: str, capsys) -> tuple[int, str, str]:
         (["pretrain", "simclr", "--train.epochs", "0"], "--train.epochs must be at least 1, got 0"),
         (["pretrain", "simclr", "--train.batch-size", "61", "--data", "{images}"], "larger than the 60 images"),
         (["pretrain", "simclr", "--backbone.name", "vgg"], "--backbone.name must be one of"),
+        (
+            [
+                "pretrain",
+                "simclr",
+                "--data",
+                "{images}",
+                "--train.batch-size",
+                "8",
+                "--backbone.name",
+                "timm:resnet51a",
+            ],
+            "close names: resnet",
+        ),
+        (
+            ["pretrain", "deepclusterv2", "--data", "{images}", "--train.batch-size", "8"],
+            "--method.prototypes 3000 is more than the 56 images of an epoch",
+        ),
+        (["pretrain", "selav2", "--method.prototypes", "1"], "--method.prototypes must be at least 2, got 1"),
+        (
+            ["pretrain", "supervised", "--data", "{images}/train/class0", "--train.batch-size", "8"],
+            "supervised learns from labels",
+        ),
         (["pretrain", "simclr", "--train.device", "cuda", "--data", "{images}"], "no CUDA device"),
         (["pretrain", "--resume", "{tmp}/missing"], "config.yaml does not exist"),
         (["pretrain", "--resume", "{tmp}/used", "--optim.lr", "1"], "--optim.lr"),

@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..evaluate.features import extract_features, raw_pixel_features
 from ..evaluate.knn import knn_accuracy
 from ..evaluate.linear import ProbeResult, linear_probe
-from ..methods import build_method
+from ..models import build_backbone
 from . import checkpoint
 from .precision import Precision, resolve_device, resolve_precision, set_threads
 from .rundir import open_data
@@ -108,8 +108,12 @@ def evaluate_checkpoint(
     bank: int | None = None,
     decoder: Literal["auto", "dali", "torchvision"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    backbone: torch.nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of the backbone in checkpoint `path`, as fractions. Raises `UserError` where it cannot be measured."""
+    """Accuracy of the backbone in checkpoint `path`, as fractions. Raises `UserError` where it cannot be measured.
+
+    `backbone` is the module that was trained, where it was passed to `pretrain`; it gets the checkpoint's weights.
+    """
     if k < 1 or not temperature > 0 or (bank is not None and bank < 1):
         raise UserError(f"--k and --bank must be at least 1 and --temperature > 0, got {k}, {bank} and {temperature}")
     state = checkpoint.load(path)
@@ -126,11 +130,16 @@ def evaluate_checkpoint(
     train, val = open_data(config)
     if not Evaluator.possible(train, val):
         raise UserError(f"--data {config.data} has no labels: evaluation needs class folders")
-    method = build_method(config.method, config.backbone)
-    method.load_state_dict(state["method"])
-    method.to(target)
+    network = build_backbone(config.backbone, (config.evaluate.size,), backbone)
+    prefix = "backbone."
+    weights = {name.removeprefix(prefix): value for name, value in state["method"].items() if name.startswith(prefix)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {path} does not fit its backbone: {str(error).splitlines()[0]}") from None
+    network.to(target)
     evaluator = Evaluator(train, val, config, target, resolve_precision(config.train.precision, target))
-    features = evaluator.features(method.backbone)
+    features = evaluator.features(network)
     measured: dict[str, Any] = {"step": state["step"], "images": len(features.query_labels)}
     if kind == "knn":
         return {"knn": evaluator.knn(features), "k": k, **measured}

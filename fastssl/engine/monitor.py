@@ -136,6 +136,13 @@ class Clock:
     def waited(self) -> None:
         self._wait += time.perf_counter() - self._lap
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """What happens inside, while views are asked for, is no waiting for them."""
+        start = time.perf_counter()
+        yield
+        self._wait -= time.perf_counter() - start
+
     def lap(self) -> float:
         """Seconds since the last lap."""
         now = time.perf_counter()

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import config as configuration
 from ..config import Config
 from ..data import Batch, Source, ViewLoader, resolve_renderer
 from ..data.order import steps_per_epoch
 from ..data.upload import Upload
+from ..data.views import Views
 from ..errors import UserError
-from ..methods import Method, StepState, build_method
+from ..methods import DataFacts, Method, StepState, build_method
 from ..methods.collapse import rankme
+from ..models import module_config
 from ..optim import build_optimizer
 from ..report.environment import environment
 from . import checkpoint, contact, report, rundir
 from .evaluation import Evaluator, Features
 from .monitor import Clock, Display, Metrics, Row
-from .precision import resolve_device, resolve_precision, set_threads, view_form
+from .precision import autocast, resolve_device, resolve_precision, set_threads, view_form
 from .step import train_step
 
 
@@ -47,14 +50,16 @@ def pretrain(
     data: str | Path | Source | None = None,
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
+    backbone: nn.Module | None = None,
     quiet: bool = False,
 ) -> Result:
     """Run `config`, or continue the run in the directory `resume`, to its end.
 
     `data` and `run_dir` override the configuration's; `data` may be any object with `__len__` and `read(i) -> bytes`
-    (see `fastssl.data.Source`), which a resumed run must be given again. Raises `UserError` for anything that the user
-    can mend, before any training. Ctrl-C and SIGTERM save a checkpoint after the current step and return with
-    `finished=False`.
+    (see `fastssl.data.Source`), which a resumed run must be given again. `backbone` takes the place of the
+    configuration's: a module from images `[B, 3, S, S]` to features `[B, D]`, which is trained in place and which a
+    resumed run must be given again too. Raises `UserError` for anything that the user can mend, before any training.
+    Ctrl-C and SIGTERM save a checkpoint after the current step and return with `finished=False`.
     """
     state = None
     if resume is not None:
@@ -69,8 +74,17 @@ def pretrain(
     source = None if data is None or isinstance(data, str | Path) else data
     path = config.data if data is None else type(data).__name__ if source is not None else str(data)
     config = replace(config, data=path, run_dir=config.run_dir if run_dir is None else str(run_dir))
+    if backbone is not None:
+        config = replace(config, backbone=module_config(backbone))
     configuration.validate(config)
-    return _Run(config, state, source, new=resume is None, quiet=quiet).train()
+    return _Run(config, state, source, backbone, new=resume is None, quiet=quiet).train()
+
+
+def data_facts(source: Source) -> DataFacts:
+    """What a method may know of `source`; classes are 0 where an image has no label."""
+    labels = source.labels
+    known = labels is not None and len(labels) > 0 and labels.min() >= 0
+    return DataFacts(len(source), int(labels.max()) + 1 if known and labels is not None else 0)
 
 
 class _Diverged(UserError):
@@ -81,7 +95,14 @@ class _Run:
     """All that lives as long as one run."""
 
     def __init__(
-        self, config: Config, state: dict[str, Any] | None, source: Source | None, *, new: bool, quiet: bool
+        self,
+        config: Config,
+        state: dict[str, Any] | None,
+        source: Source | None,
+        backbone: nn.Module | None,
+        *,
+        new: bool,
+        quiet: bool,
     ) -> None:
         self.config = config
         self.device = resolve_device(config.train.device)
@@ -97,7 +118,7 @@ class _Run:
             )
         self.steps_per_epoch = steps_per_epoch(len(self.train_source), config.train.batch_size, config.loader.last)
         self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
-        self.method = self._build_method()
+        self.method = self._build_method(backbone)
         self.optimizer = build_optimizer(self.method, config.optim)
         self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.results: dict[str, Any] = {}
@@ -131,11 +152,15 @@ class _Run:
             return 0 if self.device.type == "cpu" else 2
         return self.config.loader.prefetch
 
-    def _build_method(self) -> Method:
+    def _build_method(self, backbone: nn.Module | None) -> Method:
+        config = self.config
+        facts = data_facts(self.train_source)
+        config.method.validate_data(facts, config.train.batch_size)
+        sizes = (*(view.size for view in config.augment.views), config.evaluate.size)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.train.seed)
-            method = build_method(self.config.method, self.config.backbone)
-        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+            torch.manual_seed(config.train.seed)
+            method = build_method(config.method, config.backbone, facts, network=backbone, sizes=sizes)
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         return method.to(self.device).to(memory_format=layout)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -183,7 +208,7 @@ class _Run:
         self.method.train()
         clock = Clock(self.step)
         with contextlib.closing(loader):
-            for batch in self._batches(loader):
+            for batch in self._batches(loader, clock):
                 clock.waited()
                 row = self._step(batch, clock)
                 del batch
@@ -220,27 +245,47 @@ class _Run:
             pin=self.view_device != self.device,
         )
 
-    def _batches(self, loader: ViewLoader) -> Iterator[Batch]:
+    def _batches(self, loader: ViewLoader, clock: Clock) -> Iterator[Batch]:
         """From the current step to the end, epoch after epoch."""
-        upload = None
-        if self.view_device != self.device:
-            dtype, channels_last = view_form(self.device, self.precision, channels_last=self.config.train.channels_last)
-            upload = Upload(self.device, dtype=dtype, channels_last=channels_last)
         while self.step < self.total_steps:
             epoch, start = divmod(self.step, self.steps_per_epoch)
-            batches = loader.epoch(epoch, start_step=start)
-            yield from batches if upload is None else upload.batches(batches)
+            if start == 0:
+                with clock.working(), torch.no_grad(), autocast(self.device, self.precision):
+                    self.method.before_epoch(self._state(), lambda: self._epoch_views(loader))
+            yield from self._epoch(loader, epoch, start)
+
+    def _epoch(self, loader: ViewLoader, epoch: int, start: int = 0) -> Iterator[Batch]:
+        batches = loader.epoch(epoch, start_step=start)
+        if self.view_device == self.device:
+            return batches
+        dtype, channels_last = view_form(self.device, self.precision, channels_last=self.config.train.channels_last)
+        return Upload(self.device, dtype=dtype, channels_last=channels_last).batches(batches)
+
+    def _epoch_views(self, loader: ViewLoader) -> Iterator[Views]:
+        batches = self._epoch(loader, self.step // self.steps_per_epoch)
+        while True:
+            with torch.autocast(self.device.type, enabled=False):  # views are not drawn in bf16
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield self._views(batch)
+
+    def _state(self) -> StepState:
+        return StepState(self.step, self.total_steps, self.steps_per_epoch, self.config.train.seed)
+
+    def _views(self, batch: Batch) -> Views:
+        return replace(batch.views, ids=batch.ids, labels=batch.labels).to(self.device, non_blocking=True)
 
     def _step(self, batch: Batch, clock: Clock) -> Row | None:
         config = self.config
-        views = replace(batch.views, ids=batch.ids, labels=batch.labels).to(self.device, non_blocking=True)
+        views = self._views(batch)
         lr = config.optim.lr_at(
             self.step,
             batch_size=config.train.batch_size,
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
         )
-        state = StepState(self.step, self.total_steps, self.steps_per_epoch)
+        state = self._state()
         losses = train_step(self.method, self.optimizer, views, state, lr=lr, precision=self.precision)
         self.step += 1
         if self.step % config.monitor.log_steps and self.step != self.total_steps:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +20,21 @@ class StepState:
     step: int
     total_steps: int
     steps_per_epoch: int
+    seed: int = 0
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a method may know of the training images before it sees one."""
+
+    images: int = 0
+    """N; the ids in `Views` are below it."""
+    classes: int = 0
+    """The labels in `Views` are below it; 0 where images have none."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,9 @@ class MethodConfig:
     def validate_batch(self, batch_size: int) -> None:
         """Raise `UserError` where the global batch does not fit."""
 
+    def validate_data(self, data: DataFacts, batch_size: int) -> None:
+        """Raise `UserError` where the training images do not: asked before anything is built."""
+
 
 @dataclass
 class Losses:
@@ -40,10 +60,24 @@ class Losses:
 
 
 class Method(nn.Module, ABC):
-    """Networks, queues and prototypes are ordinary modules and buffers: `state_dict` holds all that matters."""
+    """Networks, queues, memories and prototypes are ordinary modules and buffers: `state_dict` holds all that matters.
+
+    It is built from (constants, backbone, feature width), and from `DataFacts` where `needs_data`. The engine calls
+    `before_epoch` where an epoch begins, then `loss`, `after_backward` and `after_step` for each batch. Views carry the
+    ids of their images, and labels where the data has them. A run that is resumed in mid-epoch does not call
+    `before_epoch` again.
+    """
 
     backbone: nn.Module
     """The network that is trained to be kept: what is evaluated and exported."""
+    needs_data: ClassVar[bool] = False
+    """Whether the method's state depends on how many images or classes there are."""
+
+    def before_epoch(self, step: StepState, views: Callable[[], Iterator[Views]]) -> None:
+        """Called before an epoch's first step; `views()` gives the epoch's batches to whoever must look at them first.
+
+        It runs without gradients, in the precision of the training.
+        """
 
     @abstractmethod
     def loss(self, views: Views, step: StepState) -> Losses:

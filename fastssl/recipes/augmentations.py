@@ -89,6 +89,14 @@ RELICV2 = Augmentation(
 no official training code states it."""
 
 
+SUPERVISED = Augmentation(
+    views=(replace(_MOCO_VIEW, count=1, scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0),),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
+"""One crop of 8 to 100 % of the area, mirrored half the time: what supervised baselines train on."""
+
+
 def small_images(views: tuple[ViewSpec, ...], like: ViewSpec) -> tuple[ViewSpec, ...]:
     """Views for images of 32 pixels: size, crop and colour strength of `like`, no blur; what tells the views of a
     recipe apart (solarize) stays."""

@@ -17,6 +17,7 @@ from .curves import References, curves_svg, read_metrics
 METHODS = {
     "simclr": "SimCLR", "simclrv2": "SimCLR v2", "moco": "MoCo", "mocov2": "MoCo v2", "byol": "BYOL", "swav": "SwAV",
     "deepclusterv2": "DeepCluster-v2", "selav2": "SeLa-v2", "nnclr": "NNCLR", "relic": "RELIC", "relicv2": "RELICv2",
+    "supervised": "supervised training",
 }  # fmt: skip
 """How the papers write the names of the methods."""
 

@@ -11,6 +11,8 @@ from fastssl.data.views import Views
 from fastssl.methods import Method, StepState
 
 LR = 0.05
+EPOCH = 4
+"""Steps."""
 WIDTH = 12
 
 
@@ -53,7 +55,7 @@ def descend(loss: Tensor, parameters: list[nn.Parameter]) -> None:
 
 def run_beside(
     method: Method,
-    transcription: Callable[[int, list[Tensor]], Tensor],
+    transcription: Callable[..., Tensor],
     reference: nn.Module,
     *,
     counts: tuple[int, ...] = (2,),
@@ -62,13 +64,15 @@ def run_beside(
 ) -> None:
     """`transcription(step, views)` makes one whole step of `reference`, a float64 copy, and returns its loss.
 
+    Where the method `needs_data` it gets the images' ids and labels too, as `transcription(step, views, ids, labels)`.
     The tolerance is that of fp32 losses and gradients (1e-5) after a few steps through batch norms of eight rows.
     """
     method.train()
     reference.train()
     for step in range(steps):
         views = random_views(step, counts)
-        state = StepState(step, total_steps=10, steps_per_epoch=4)
+        state = StepState(step, total_steps=10, steps_per_epoch=EPOCH)
+        begin_epoch(method, state, counts)
         losses = method.loss(views, state)
         for parameter in method.parameters():
             parameter.grad = None
@@ -79,7 +83,8 @@ def run_beside(
                 if parameter.grad is not None:
                     parameter -= LR * parameter.grad
         method.after_step(state)
-        expected = transcription(step, [view.double() for view in views.each()])
+        told = (views.ids, views.labels) if method.needs_data else ()
+        expected = transcription(step, [view.double() for view in views.each()], *told)
         assert abs(losses.total.item() - expected.item()) <= tolerance * max(1.0, abs(expected.item()))
         for name, value in losses.metrics.items():
             assert value.isfinite().all(), name
@@ -91,6 +96,13 @@ def run_beside(
             assert error <= tolerance * max(wanted[name].double().norm().item(), 1e-3), f"{name}: {error}"
         else:
             assert torch.equal(value, wanted[name]), name
+
+
+def begin_epoch(method: Method, state: StepState, counts: tuple[int, ...]) -> None:
+    """What the engine does before the first step of an epoch."""
+    if state.step % EPOCH == 0:
+        with torch.no_grad():
+            method.before_epoch(state, lambda: (random_views(state.step + i, counts) for i in range(EPOCH)))
 
 
 def blend_(targets: list[nn.Module], onlines: list[nn.Module], momentum: float) -> None:
@@ -105,11 +117,12 @@ def unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=1, keepdim=True)
 
 
-def same_after_saving(make: Callable[[], Method], counts: tuple[int, ...] = (2,)) -> None:
-    """Save after two steps, load into a new method: the third step has the same bits."""
-    state = lambda step: StepState(step, total_steps=10, steps_per_epoch=4)  # noqa: E731
+def same_after_saving(make: Callable[[], Method], counts: tuple[int, ...] = (2,), after: int = 2) -> None:
+    """Save after some steps, load into a new method: the next step has the same bits."""
+    state = lambda step: StepState(step, total_steps=10, steps_per_epoch=EPOCH)  # noqa: E731
 
     def step(method: Method, number: int) -> Tensor:
+        begin_epoch(method, state(number), counts)
         losses = method.loss(random_views(number, counts), state(number))
         for parameter in method.parameters():
             parameter.grad = None
@@ -124,12 +137,12 @@ def same_after_saving(make: Callable[[], Method], counts: tuple[int, ...] = (2,)
 
     torch.manual_seed(0)
     first = make().train()
-    for number in range(2):
+    for number in range(after):
         step(first, number)
     saved = {name: value.clone() for name, value in first.state_dict().items()}
     torch.manual_seed(1)
     second = make().train()
     second.load_state_dict(saved)
-    assert torch.equal(step(first, 2), step(second, 2))
+    assert torch.equal(step(first, after), step(second, after))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
