@@ -42,7 +42,10 @@ QUICK = replace(
     simclr.QUICK,
     method=SeLaV2Config(temperature=0.1, hidden=256, out=64, prototypes=100, epsilon=0.05, freeze_steps=15),
 )
-"""Ours, for the built-in shapes, with SimCLR's views for them."""
+"""Ours, for the built-in shapes, with SimCLR's views for them.
+
+Not tuned: with these constants the features are worth no more than a random network's (kNN 21 %). Twelve epochs at a
+third of the learning rate without frozen prototypes reached 16 %."""
 
 RECIPES: dict[str, Config] = {
     config.recipe: config for config in (IMAGENET_400EP, IMAGENET_400EP_2X224, CIFAR10_SMALL, QUICK)
