@@ -8,6 +8,7 @@ import torch
 import fastssl
 from fastssl.config import LoaderConfig, validate
 from fastssl.engine import train as module
+from fastssl.engine.monitor import Clock
 from fastssl.engine.precision import view_form
 from fastssl.errors import UserError
 
@@ -28,7 +29,8 @@ class Run(module._Run):
     def __init__(self, config, device, view_device, run_dir) -> None:
         self.config, self.device, self.view_device, self.run_dir = config, device, view_device, run_dir
         self.precision, self.renderer, self.train_source = "bf16", "torch", object()
-        self.step, self.total_steps, self.steps_per_epoch = 0, 2, 2
+        # In mid-epoch, where methods have nothing to prepare.
+        self.step, self.total_steps, self.steps_per_epoch = 1, 3, 3
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_what_the_loader_and_the_upload_are_asked_for(monkeypatch, tmp_path, dev
         train=replace(recipe.train, channels_last=True),
     )
     run = Run(config, device, views_on, tmp_path)
-    batches = list(run._batches(run._open_loader()))
+    batches = list(run._batches(run._open_loader(), Clock(run.step)))
     assert (asked["dtype"], asked["channels_last"]) == form
     assert asked["pin"] == pin
     assert asked["device"] == str(views_on)
