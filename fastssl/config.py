@@ -11,6 +11,8 @@ from typing import Any, Literal
 import cattrs
 import yaml
 
+from .data.dali_graph import check_view as check_dali_view
+from .data.study import check as check_study
 from .data.views import Augmentation, CenterCrop, ViewSpec
 from .errors import UserError
 from .methods import METHODS, MethodConfig, method_name
@@ -126,11 +128,8 @@ def validate(config: Config) -> None:
     config.method.validate_batch(config.train.batch_size)
     for index, spec in enumerate(config.augment.views):
         _validate_view(spec, f"--augment.views.{index}")
-        if config.loader.renderer == "dali" and spec.blur > 0 and spec.blur_kind == "pil":
-            raise UserError(
-                f"--augment.views.{index}.blur-kind pil cannot be drawn by --loader.renderer dali, which has no box "
-                "blur: choose gaussian there, or --loader.renderer auto"
-            )
+        if config.loader.renderer == "dali":
+            check_dali_view(spec, f"--augment.views.{index}")
     if config.evaluate.size < 8 or not 0 < config.evaluate.crop <= 1:
         raise UserError(
             "--evaluate.size must be at least 8 and --evaluate.crop in (0, 1], "
@@ -159,6 +158,7 @@ def _validate_view(spec: ViewSpec, name: str) -> None:
         value = getattr(spec, key)
         if not 0 <= value <= limit or math.isinf(value):
             raise UserError(f"{name}.{key} must be between 0 and {limit}, got {value}")
+    check_study(spec, f"{name}.")
 
 
 def _validate_numbers(config: Config) -> None:

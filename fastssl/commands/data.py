@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..data.views import ViewSpec
 from ..errors import UserError
 from .options import parse, progress, take_word, thread_count
 
@@ -28,20 +29,39 @@ class ViewsOptions:
     """Epochs drawn: each gives every image another set of views."""
     seed: int = 0
     """Seed of the views and of the choice of images."""
+    rotation: float | None = None
+    """Probability of a turn by a multiple of 90 degrees in every view; by default the recipe's, as all that follows."""
+    noise: float | None = None
+    """Probability of Gaussian noise."""
+    noise_sigma: tuple[float, float] | None = None
+    """Least and greatest σ of the noise."""
+    sobel: float | None = None
+    """Probability of Sobel filtering."""
+    cutout: float | None = None
+    """Probability of a filled square."""
+    cutout_side: tuple[float, float] | None = None
+    """Least and greatest side of the square as a share of the view's."""
+
+    def changed(self, spec: ViewSpec) -> ViewSpec:
+        names = ("rotation", "noise", "noise_sigma", "sobel", "cutout", "cutout_side")
+        return replace(spec, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 
 def views_command(args: list[str]) -> int:
     from .. import recipes
+    from ..config import validate
 
     method = take_word(args, list(recipes.RECIPES), "views", "method")
     options = parse(ViewsOptions, args, prog=f"fastssl views {method}")
     config = recipes.get(method, options.recipe)
+    augment = replace(config.augment, views=tuple(map(options.changed, config.augment.views)))
+    validate(replace(config, augment=augment))
     from ..engine.contact import draw_views
     from ..engine.rundir import open_data
 
     source, _ = open_data(replace(config, data=options.data))
-    draw_views(options.out, source, config.augment, seed=options.seed, images=options.images, epochs=options.repeats)
-    print(f"wrote {options.out}: {method} ({config.recipe}), {config.augment.views_per_image} views an image")
+    draw_views(options.out, source, augment, seed=options.seed, images=options.images, epochs=options.repeats)
+    print(f"wrote {options.out}: {method} ({config.recipe}), {augment.views_per_image} views an image")
     return 0
 
 

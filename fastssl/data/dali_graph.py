@@ -64,6 +64,12 @@ def check_view(spec: ViewSpec, name: str) -> None:
             f"{name}.blur-kind pil cannot be drawn by --loader.renderer dali, which has no box blur: choose gaussian "
             "there, or --loader.renderer auto"
         )
+    for key in ("rotation", "noise", "sobel", "cutout"):
+        if getattr(spec, key) > 0:
+            raise UserError(
+                f"{name}.{key} {getattr(spec, key)} cannot be drawn by --loader.renderer dali, which has no such "
+                "operation: set it to 0, or use --loader.renderer auto"
+            )
 
 
 def arguments(params: ViewParams, spec: ViewSpec) -> dict[str, NDArray[Any]]:

@@ -21,6 +21,7 @@ from .params import group_params
 from .quarantine import Quarantine
 from .reader import Reader, RendererKind, image_sizes
 from .sources import Source
+from .study import check as check_study
 from .views import Augmentation, Views, ViewSpec
 
 _REPLACEMENT_TRIES = 64
@@ -56,6 +57,7 @@ def _check_spec(spec: ViewSpec) -> None:
         raise UserError(f"view hue must be in [0, 0.5] turns, got {spec.hue}")
     if not 0 < spec.blur_sigma[0] <= spec.blur_sigma[1]:
         raise UserError(f"view blur_sigma must satisfy 0 < least <= greatest, got {spec.blur_sigma}")
+    check_study(spec, "view ")
 
 
 class ViewLoader:

@@ -4,7 +4,7 @@ They are a pure function of (spec, seed, epoch, sample, view, image size). Draws
 
     0 flip          4 contrast      8 blur σ        12 …  box: attempt k owns draws 12 + 4k … 15 + 4k
     1 jitter?       5 saturation    9 blur?               (area or width/height first, as its sampler says)
-    2 order         6 hue          10 solarize?
+    2 order         6 hue          10 solarize?     512 …  the further operations of `study`
     3 brightness    7 grayscale?   11 invert?
 
 Every draw has its fixed place, whether it is used or not: a recipe that changes one probability leaves all other
@@ -20,7 +20,9 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import study
 from .counter import uniforms
+from .study import StudyParams
 from .views import CenterCrop, ViewSpec
 
 ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)
@@ -47,6 +49,8 @@ class ViewParams:
     """`[N]` σ (or PIL radius) of the blur in pixels of the view, 0 for none."""
     solarize: NDArray[np.bool_]
     invert: NDArray[np.bool_]
+    study: StudyParams | None = None
+    """Rotation, noise, Sobel and cutout, where the recipe has any of them."""
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -54,12 +58,22 @@ class ViewParams:
     def select(self, rows: ArrayLike | slice) -> ViewParams:
         """The given rows, in the given order."""
         index = rows if isinstance(rows, slice) else np.asarray(rows)
-        return ViewParams(*(getattr(self, field.name)[index] for field in fields(self)))
+        some = None if self.study is None else self.study.select(index)
+        return ViewParams(**{name: getattr(self, name)[index] for name in _ARRAYS}, study=some)
 
     @staticmethod
     def concatenate(parts: Sequence[ViewParams]) -> ViewParams:
-        """The rows of all parts, one part after another."""
-        return ViewParams(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(ViewParams)))
+        """The rows of all parts, one part after another; all have the operations of `study`, or none has."""
+        extra = [part.study for part in parts if part.study is not None]
+        if extra and len(extra) != len(parts):
+            raise ValueError(f"study must be there in all parts or in none, got {len(extra)} of {len(parts)}")
+        return ViewParams(
+            **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS},
+            study=StudyParams.concatenate(extra) if extra else None,
+        )
+
+
+_ARRAYS = tuple(field.name for field in fields(ViewParams) if field.name != "study")
 
 
 @dataclass(frozen=True)
@@ -209,6 +223,7 @@ def sample_params(
         sigma=np.where(u[9] < spec.blur, sigma, 0).astype(np.float32),
         solarize=u[10] < spec.solarize,
         invert=u[11] < spec.invert,
+        study=study.sample_study(spec, seed=seed, epoch=epoch, samples=ids, view=views) if study.wanted(spec) else None,
     )
 
 

@@ -1,8 +1,8 @@
 """From decoded images to views: the reference renderer, in plain torch.
 
-For each view: crop, antialiased resize and mirror (`resize`), the four colour operations in the view's own order and
-grayscale (`color`), blur (`blur`), solarize, invert, normalise. Pixels are float32 in [0, 1] in between, clipped after
-each operation that can leave it.
+For each view: crop, antialiased resize and mirror (`resize`), rotation (`study`), the four colour operations in the
+view's own order and grayscale (`color`), blur (`blur`), solarize, invert, noise, Sobel and cutout (`study`), normalise.
+Pixels are float32 in [0, 1] in between, clipped after each operation that can leave it.
 
 Only operations whose rounding does not depend on their place in an array are used (no fused multiply-add, no reduction
 split among threads): a view has the same bits whatever its batch and whatever the number of threads.
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import study
 from .blur import blur, blur_taps
 from .color import gray, jitter
 from .params import ORDERS, ViewParams
@@ -136,7 +137,11 @@ def render(
         rows = params.select(begin + order)
         work = _workspace(end - begin, size, device)
         resize(images, shown[begin + order], rows, spec, work)
+        if rows.study is not None:
+            study.rotate(work, rows.study)
         _color(work, rows, key[order], spec)
+        if rows.study is not None:
+            study.finish(work, rows.study, spec)
         if any(mean):
             work.sub_(torch.tensor(mean, device=device)[:, None, None])
         if any(s != 1 for s in std):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from fastssl_kernels import render_views, view_parameters
+from fastssl_kernels import render_views, study_parameters, view_parameters
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +32,15 @@ def packed(params: ViewParams, spec: ViewSpec, shown: NDArray[np.int64]) -> Tens
         grayscale_first=spec.grayscale_first,
         **{name: torch.from_numpy(getattr(params, name)) for name in names},
     )
+
+
+def packed_study(params: ViewParams, spec: ViewSpec) -> Tensor | None:
+    """int32 `[M, 16]` for rotation, noise, Sobel and cutout, or None where the recipe has none of them."""
+    if params.study is None:
+        return None
+    names = ("turns", "noise", "sobel", "cutout")
+    arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(params.study, name))) for name in names}
+    return study_parameters(**arrays, key=torch.from_numpy(params.study.key.astype(np.int64)), fill=spec.cutout_fill)
 
 
 def render(
@@ -73,4 +82,5 @@ def render(
         std=std,
         dtype=dtype,
         channels_last=channels_last,
+        study=packed_study(params, spec),
     )

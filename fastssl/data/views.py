@@ -56,6 +56,22 @@ class ViewSpec:
     """Probability of inverting the pixels at or above 0.5."""
     invert: float = 0.0
     """Probability of replacing every pixel v by 1 - v."""
+    rotation: float = 0.0
+    """Probability of a turn by 0, 90, 180 or 270 degrees, each as likely, after the mirror. This and the following are
+    further operations of SimCLR's study (arXiv 2002.05709, section 3), which gives no constants for them."""
+    noise: float = 0.0
+    """Probability of Gaussian noise, added to every pixel and channel after `invert` and clipped to [0, 1]."""
+    noise_sigma: tuple[float, float] = (0.0, 0.1)
+    """Least and greatest σ of the noise; white is 1."""
+    sobel: float = 0.0
+    """Probability of showing, after the noise, the length of the gray level's 3 × 3 Sobel gradient in all channels: a
+    quarter of it, at most 1; border pixels are repeated."""
+    cutout: float = 0.0
+    """Probability of filling a square at a uniform place wholly inside the view, last before the normalisation."""
+    cutout_side: tuple[float, float] = (0.25, 0.5)
+    """Least and greatest side of that square as a share of the view's."""
+    cutout_fill: float = 0.5
+    """Level of that square before the normalisation, in [0, 1]."""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,10 @@ def caption(params: ViewParams, spec: ViewSpec) -> str:
         sign = "+" if spec.additive_brightness else "×"
         words.append(f"b{sign}{brightness:.1f} c×{contrast:.1f} s×{saturation:.1f} h{round(hue, 2) + 0.0:+.2f}")
     words += [name for name in ("gray", "solarize", "invert") if getattr(params, name)[0]]
+    if params.study is not None:
+        words += [f"turn {90 * int(params.study.turns[0])}°"] * bool(params.study.turns[0])
+        words += [f"noise {params.study.noise[0]:.2f}"] * bool(params.study.noise[0])
+        words += ["sobel"] * bool(params.study.sobel[0]) + ["cutout"] * bool(params.study.cutout[0, 2])
     if params.sigma[0] > 0:
         words.append(f"σ {params.sigma[0]:.1f}")
     return " ".join(words).replace("-", "−") or "crop only"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .augment import render_views, view_parameters
+from .augment import render_views, study_parameters, view_parameters
 from .byol import byol_loss
 from .ema import ema_update_
 from .lars import LARS, exclude_from_adaptation
@@ -29,6 +29,7 @@ __all__ = [
     "sample_negatives",
     "sinkhorn",
     "sinkhorn_from_features",
+    "study_parameters",
     "swapped_prediction",
     "view_parameters",
 ]

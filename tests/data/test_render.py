@@ -415,7 +415,7 @@ def test_rows_must_match_the_images():
 
 def test_params_have_a_row_in_every_field():
     p = plain(3, 8)
-    assert {len(getattr(p, f.name)) for f in fields(ViewParams)} == {3}
+    assert {len(getattr(p, f.name)) for f in fields(ViewParams) if f.name != "study"} == {3}
     assert math.isclose(sum(GRAY), 0.9999)
 
 

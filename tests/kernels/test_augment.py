@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastssl_kernels.augment import render_views, render_views_reference, view_parameters
-from view_cases import MEAN, RAGGED, STD, case, draw, pack, pictures
+from fastssl_kernels.augment import (
+    render_views,
+    render_views_reference,
+    study_parameters,
+    view_parameters,
+)
+from view_cases import MEAN, RAGGED, STD, case, draw, pack, pack_study, pictures
 
 from fastssl.data.render import render
 from fastssl.data.views import ViewSpec
@@ -189,6 +194,42 @@ def test_operator():
             op, (listed, packed, 16, True, False, list(MEAN), list(STD), torch.bfloat16, last)
         )
         assert set(result.values()) == {"SUCCESS"}
+
+
+def test_operator_with_the_operations_of_the_study():
+    spec = replace(SPECS["simclr"], size=16, rotation=1.0, noise=1.0, sobel=0.5, cutout=0.5)
+    images, params, packed = case(spec, RAGGED)
+    study = pack_study(params, spec)
+    arguments = (images, packed, 16, True, False, list(MEAN), list(STD), torch.bfloat16, False, study)
+    result = torch.library.opcheck(torch.ops.fastssl.render_views.default, arguments)
+    assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"turns": torch.tensor([4])}, r"turns must hold numbers in \[0, 4\), got 4 to 4"),
+        ({"noise": torch.tensor([-1.0])}, "noise must be finite and >= 0"),
+        ({"noise": torch.tensor([float("nan")])}, "noise must be finite and >= 0"),
+        ({"key": torch.tensor([[0, 0, 0, 0, 1 << 32]])}, "key must hold numbers"),
+        ({"key": torch.zeros(1, 4)}, r"key must be \[1, 5\]"),
+        ({"cutout": torch.tensor([[-1, 0, 1]])}, "cutout must hold numbers"),
+        ({"fill": float("inf")}, "fill must be finite"),
+    ],
+)
+def test_impossible_parameters_of_the_study_are_refused(changes, message):
+    none = {"turns": torch.zeros(1), "noise": torch.zeros(1), "sobel": torch.zeros(1)}
+    none |= {"key": torch.zeros(1, 5), "cutout": torch.zeros(1, 3)}
+    images, _, packed = case(replace(SPECS["simclr"], size=16), [(9, 9)])
+    assert render_views(images, packed, 16, study=study_parameters(**none)).shape == (1, 3, 16, 16)
+    with pytest.raises(ValueError, match=message):
+        study_parameters(**(none | changes))
+    for wrong in (torch.zeros(2, 16, dtype=torch.int32), torch.zeros(1, 16)):
+        with pytest.raises(ValueError, match=r"study must be int32 \[1, 16\]"):
+            render_views(images, packed, 16, study=wrong)
+    outside = study_parameters(**(none | {"cutout": torch.tensor([[3, 0, 14]])}))
+    with pytest.raises(ValueError, match="squares inside views of 16 pixels, got one up to 17"):
+        render_views(images, packed, 16, study=outside)
 
 
 def test_compiles_whole():

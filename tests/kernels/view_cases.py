@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from fastssl_kernels.augment import view_parameters
+from fastssl_kernels.augment import study_parameters, view_parameters
 
 from fastssl.data.params import ViewParams, sample_params
 from fastssl.data.views import ViewSpec
@@ -49,6 +49,16 @@ def pack(params: ViewParams, spec: ViewSpec, images: int) -> torch.Tensor:
             name: torch.from_numpy(getattr(params, name))
             for name in ("box", "flip", "factors", "gray", "sigma", "solarize", "invert")
         },
+    )
+
+
+def pack_study(params: ViewParams, spec: ViewSpec) -> torch.Tensor:
+    """Rotation, noise, Sobel and cutout of `params`."""
+    study = params.study
+    return study_parameters(
+        key=torch.from_numpy(study.key.astype(np.int64)),
+        fill=spec.cutout_fill,
+        **{name: torch.from_numpy(getattr(study, name)) for name in ("turns", "noise", "sobel", "cutout")},
     )
 
 

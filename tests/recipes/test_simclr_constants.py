@@ -8,6 +8,12 @@ from fastssl import config as configuration
 from fastssl import recipes
 from fastssl.errors import UserError
 
+OFF = {
+    "rotation": 0.0, "noise": 0.0, "noise_sigma": (0.0, 0.1), "sobel": 0.0,
+    "cutout": 0.0, "cutout_side": (0.25, 0.5), "cutout_fill": 0.5,
+}  # fmt: skip
+"""Operations that no published recipe has."""
+
 PAPER_VIEW = {
     "size": 224,
     "count": 2,
@@ -29,6 +35,7 @@ PAPER_VIEW = {
     "blur_kind": "gaussian",
     "solarize": 0.0,
     "invert": 0.0,
+    **OFF,
 }
 
 

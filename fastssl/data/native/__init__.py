@@ -36,12 +36,14 @@ class _Job(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("pixels", "widths", "shown", "box", "flip", "jitter", "factors", "order")),
         *((name, _POINTER) for name in ("gray", "sigma", "solarize", "invert", "out")),
+        *((name, _POINTER) for name in ("turns", "noise", "key", "sobel", "cutout")),
         *((name, _INT) for name in ("count", "size", "bicubic", "pil_blur", "additive_brightness")),
         *((name, _INT) for name in ("grayscale_first", "blur_taps")),
         *((name, _INT) for name in ("longest_height", "longest_width")),
         ("enabled", _INT * 4),
         ("mean", ctypes.c_float * 3),
         ("std", ctypes.c_float * 3),
+        ("cutout_fill", ctypes.c_float),
         ("next", _INT),
     )
 
@@ -122,7 +124,7 @@ def render(
     job.additive_brightness, job.grayscale_first = spec.additive_brightness, spec.grayscale_first
     job.longest_height, job.longest_width = (int(side) for side in params.box[:, 2:].max(axis=0, initial=1))
     job.enabled[:] = [int(x > 0) for x in (spec.brightness, spec.contrast, spec.saturation, spec.hue)]
-    job.mean[:], job.std[:] = mean, std
+    job.mean[:], job.std[:], job.cutout_fill = mean, std, spec.cutout_fill
 
     have = versions()
     if version is not None and version not in have:
@@ -143,6 +145,9 @@ def _arrays(images: Sequence[Tensor], params: ViewParams, shown: NDArray[np.int6
     floats, bytes_ = ("box", "factors", "sigma"), ("flip", "jitter", "gray", "solarize", "invert")
     types = dict.fromkeys(floats, np.float32) | dict.fromkeys(bytes_, np.uint8) | {"order": np.int8}
     arrays = {name: np.ascontiguousarray(getattr(params, name), dtype=dtype) for name, dtype in types.items()}
+    if params.study is not None:
+        others = {"turns": np.int8, "noise": np.float32, "key": np.uint32, "sobel": np.uint8, "cutout": np.int32}
+        arrays |= {name: np.ascontiguousarray(getattr(params.study, name), dtype=t) for name, t in others.items()}
     arrays["pixels"] = np.array([image.data_ptr() for image in images], dtype=np.uint64)
     arrays["widths"] = np.array([image.shape[1] for image in images], dtype=np.int32)
     arrays["shown"] = np.ascontiguousarray(shown, dtype=np.int64)
@@ -165,5 +170,9 @@ def _check(arrays: dict[str, NDArray], params: ViewParams, spec: ViewSpec, image
     if not inside.all():
         row = int(np.flatnonzero(~inside.all(axis=1))[0])
         raise ValueError(f"params.box row {row}, {params.box[row].tolist()}, must lie inside its image")
+    if params.study is not None:
+        top, left, side = arrays["cutout"].T
+        if (arrays["cutout"] < 0).any() or (np.maximum(top, left) + side > spec.size).any():
+            raise ValueError(f"params.study.cutout must lie inside views of {spec.size} pixels")
     if spec.blur_kind == "pil" and params.sigma.max(initial=0) > MOST_PIL_RADIUS:
         raise ValueError(f"blur_sigma must be at most {MOST_PIL_RADIUS} for PIL's blur, got {params.sigma.max()}")

@@ -27,10 +27,15 @@ typedef struct {
     const float *sigma;           /* [M] 0 for no blur */
     const uint8_t *solarize, *invert;
     float *out;                   /* [M, 3, S, S] */
+    const int8_t *turns;          /* [M] quarter turns; NULL if no view has any operation of study.h */
+    const float *noise;           /* [M] σ, 0 for none */
+    const uint32_t *key;          /* [M, 5] three words of the noise's counters, two of their key */
+    const uint8_t *sobel;         /* [M] */
+    const int32_t *cutout;        /* [M, 3] top, left, side; side 0 for none */
     int32_t count, size, bicubic, pil_blur, additive_brightness, grayscale_first, blur_taps;
     int32_t longest_height, longest_width; /* of any box */
     int32_t enabled[4];           /* which colour operations the recipe has */
-    float mean[3], std[3];
+    float mean[3], std[3], cutout_fill;
     atomic_int next;              /* views that threads have taken */
 } Job;
 

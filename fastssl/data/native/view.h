@@ -250,12 +250,18 @@ INLINE void add_sums(const float *r, const float *g, const float *b, int n, doub
     }
 }
 
-/* What comes after the blur, on one channel: solarize, invert, normalise. */
-INLINE void finish(const Job *job, int view, int channel, float *restrict x, int n) {
+INLINE void normalise(const Job *job, int channel, float *restrict x, int n) {
     const float mean = job->mean[channel], inverse = 1.0f / job->std[channel];
+    if (mean != 0.0f || inverse != 1.0f) EACH x[p] = (x[p] - mean) * inverse;
+}
+
+#include "study.h"
+
+/* What comes after the blur, on one channel: solarize, invert and, unless other operations follow, normalise. */
+INLINE void finish(const Job *job, int view, int channel, float *restrict x, int n) {
     if (job->solarize[view]) EACH x[p] = x[p] < 1.0f - x[p] ? x[p] : 1.0f - x[p];
     if (job->invert[view]) EACH x[p] = 1.0f - x[p];
-    if (mean != 0.0f || inverse != 1.0f) EACH x[p] = (x[p] - mean) * inverse;
+    if (!studied(job, view)) normalise(job, channel, x, n);
 }
 
 enum { BRIGHTNESS, CONTRAST, SATURATION, HUE };
@@ -433,7 +439,9 @@ TARGET void RENDER_VIEW(const Job *job, Scratch *s, int view) {
         resize_across(s, x + (size_t)top * size, size, block);
         color(job, view, &made, 0, x + (size_t)top * size, area, block * size);
     }
+    turn_view(job, view, x); /* what was done before belongs to each pixel alone */
     const double pixels = (double)area;
     made.pivot = level((float)(made.total[0] / pixels), (float)(made.total[1] / pixels), (float)(made.total[2] / pixels));
     if (made.blurred || made.second < made.count) second_visit(job, s, view, &made, x, area);
+    study_view(job, view, x);
 }

@@ -3,5 +3,6 @@
 from .op import render_views
 from .parameters import view_parameters
 from .reference import render_views_reference
+from .study import study_parameters
 
-__all__ = ["render_views", "render_views_reference", "view_parameters"]
+__all__ = ["render_views", "render_views_reference", "study_parameters", "view_parameters"]

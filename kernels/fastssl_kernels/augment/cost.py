@@ -18,14 +18,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .launch import COLOR_BLOCK, block, blur_chunk, blurs, resize_chunk, work_dtype
+from .launch import COLOR_BLOCK, STUDY_BLOCK, block, blur_chunk, blurs, resize_chunk, work_dtype
 from .parameters import FLIP, column
 from .reference import box_widths, gaussian_taps
+from .study import study_column
 
 
 @dataclass(frozen=True)
 class Work:
-    """Drawing some views. dtype: of the result. table: images are a list, hence found by a table of addresses."""
+    """Drawing some views. dtype: of the result. table: images are a list, hence found by a table of addresses. study:
+    of `study_parameters`, which costs a launch of its own."""
 
     parameters: Tensor
     size: int
@@ -33,6 +35,7 @@ class Work:
     pil: bool = False
     dtype: torch.dtype = torch.float32
     table: bool = True
+    study: Tensor | None = None
 
     # ---------------------------------------------------------------------------------------------- who needs what
 
@@ -72,12 +75,14 @@ class Work:
         contrast, blurred = self._contrast, self._blurred
         exchanged = int(contrast.sum()) + int(blurred.sum())
         extra = 4 * int(blurred.sum()) if self.pil else 0
+        extra += 0 if self.study is None else 2 * len(self.parameters)
         return self.floor_bytes() + (2 * exchanged + extra) * self._kept
 
     def stored_bytes(self) -> int:
         contrast, blurred = self._contrast, self._blurred
         unfinished = int((contrast | blurred).sum()) + int((contrast & blurred).sum())
         unfinished += 2 * int(blurred.sum()) if self.pil else 0
+        unfinished += 0 if self.study is None else len(self.parameters)
         finished = len(self.parameters) * 3 * self.size**2 * self.dtype.itemsize
         return finished + unfinished * self._kept + 4 * self._side**2 * int(contrast.sum())
 
@@ -93,7 +98,17 @@ class Work:
         if blurred:
             launches = 3 if self.pil else 1
             total += launches * views * parts * 4 + blurred * parts * 4 + launches * self._blur_bytes()
-        return total
+        return total + self._study_bytes()
+
+    def _study_bytes(self) -> int:
+        """Loaded by the last launch: with Sobel each pixel and its eight neighbours, each with noise of its own."""
+        if self.study is None:
+            return 0
+        read = 1 + 8 * (self.study[:, study_column("sobel")] != 0).long()
+        drawn = (self.study[:, study_column("sigma")] != 0).long()
+        words = 7 * len(self.study) + 5 * int((read * drawn).sum())
+        blocks = math.ceil(self.size**2 / min(STUDY_BLOCK, 1 << (self.size**2 - 1).bit_length()))
+        return 4 * words * blocks + int(read.sum()) * self._kept
 
     def _source_bytes(self) -> int:
         rows, columns = self._windows("height"), self._windows("width")

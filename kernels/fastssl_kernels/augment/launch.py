@@ -14,11 +14,14 @@ from ..device import target_of
 from .kernel import resize_kernel
 from .kernel_blur import blur_kernel
 from .kernel_color import color_kernel
+from .kernel_study import study_kernel
 from .parameters import WORDS, column
 from .reference import gaussian_taps
 
 # Pixels of a plane that a program of the colour kernel does: 128-bit loads of 16-bit numbers by 128 threads.
 COLOR_BLOCK, WARPS = 1024, 4
+# The same of the study kernel: with 1024, four random words a pixel would take 128 registers a thread.
+STUDY_BLOCK = 512
 # Unfinished views are kept in at most so much memory; more views than fit are drawn a part at a time.
 WORK_BYTES = 1 << 30
 
@@ -71,6 +74,7 @@ def render(
     std: Sequence[float],
     dtype: torch.dtype,
     channels_last: bool,
+    study: Tensor | None = None,
 ) -> Tensor:
     """`[M, 3, S, S]`; see `op.py`. `images` are contiguous, or a single `[N, H, W, 3]`."""
     count, device = parameters.shape[0], images[0].device
@@ -84,8 +88,15 @@ def render(
     most = max(1, WORK_BYTES // (3 * size * size * kept.itemsize))
     for begin in range(0, count, most):
         part = slice(begin, min(begin + most, count))
-        launches = _Launches(rows[part], pixels, images[0], out[part], size, bicubic, pil, (mean, std))
-        launches.run(contrast=contrast, blurred=blurred)
+        if study is None:
+            launches = _Launches(rows[part], pixels, images[0], out[part], size, bicubic, pil, (mean, std))
+            launches.run(contrast=contrast, blurred=blurred)
+        else:
+            levels = torch.empty((part.stop - begin, 3, size, size), dtype=kept, device=device)
+            plain = _Launches(rows[part], pixels, images[0], levels, size, bicubic, pil, ((0.0,) * 3, (1.0,) * 3))
+            plain.run(contrast=contrast, blurred=blurred)
+            launches = _Launches(rows[part], pixels, images[0], out[part], size, bicubic, pil, (mean, std))
+            launches.finish(levels, study[part].to(device, non_blocking=True))
     return out
 
 
@@ -148,6 +159,15 @@ class _Launches:
                 self._blur(work, other, last=False)
                 self._blur(other, work, last=False)
                 self._blur(work, work, last=True)
+
+    def finish(self, levels: Tensor, study: Tensor) -> None:
+        """Rotation, noise, Sobel and cutout of the views `levels`, which the other launches have left in [0, 1]."""
+        area = self.size * self.size
+        pixels = min(STUDY_BLOCK, triton.next_power_of_2(area))
+        with torch.cuda.device_of(self.out):
+            study_kernel[(levels.shape[0] * triton.cdiv(area, pixels),)](
+                study.contiguous(), levels, self.out, BLOCK=pixels, **self._common()
+            )
 
     def _common(self) -> dict[str, Any]:
         """Arguments of every kernel."""

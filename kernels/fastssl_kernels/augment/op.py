@@ -12,6 +12,7 @@ from torch import Tensor
 from ..check import kind, whole
 from .parameters import WORDS, column
 from .reference import render_views_reference
+from .study import STUDY_WORDS, study_column
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LEAST_SIZE = 8
@@ -28,13 +29,14 @@ def render_views(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    study: Tensor | None = None,
 ) -> Tensor:
     """Crop, resize, mirror, colour, blur and normalise: M views of N images of any sizes, one a row of parameters.
 
-    Three kernel launches on CUDA (five with PIL's blur; fewer where no view has contrast or blur), without
-    synchronisation. float32 results are exact to float32 rounding. For 16-bit results the products and what lies
-    between the launches are float16: levels in [0, 1] are off by up to 1e-3 (in the mean 1e-5) besides the rounding of
-    the result. On the CPU the reference draws the views, one after another.
+    Three kernel launches on CUDA (five with PIL's blur; fewer where no view has contrast or blur; one more with
+    `study`), without synchronisation. float32 results are exact to float32 rounding. For 16-bit results the products
+    and what lies between the launches are float16: levels in [0, 1] are off by up to 1e-3 (in the mean 1e-5) besides
+    the rounding of the result. On the CPU the reference draws the views, one after another.
 
     Args:
         images: uint8 `[N, H, W, 3]`, or N tensors `[H, W, 3]`.
@@ -48,6 +50,8 @@ def render_views(
         mean, std: subtracted from, and divided out of, the three channels last.
         dtype: float32, float16 or bfloat16.
         channels_last: memory order of the result.
+        study: int32 `[M, 16]` from `study_parameters`: rotation, noise, Sobel and cutout. On the CPU, or on the device
+            of the images, where it is trusted.
 
     Returns:
         `[M, 3, S, S]` on the device of the images.
@@ -64,6 +68,8 @@ def render_views(
     _check_images(listed, 4 if stacked else 3)
     _check_parameters(listed, parameters)
     whole("size", size, LEAST_SIZE)
+    if study is not None:
+        _check_study(listed, parameters, study, size)
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
     if blur not in ("gaussian", "pil"):
@@ -85,6 +91,7 @@ def render_views(
         [float(number) for number in std],
         dtype,
         channels_last,
+        study,
     )
 
 
@@ -115,6 +122,21 @@ def _check_parameters(images: list[Tensor], parameters: Tensor) -> None:
         raise TypeError(f"parameters must be float32, got {parameters.dtype}")
     if parameters.device.type != "cpu" and parameters.device != images[0].device:
         raise ValueError(f"parameters must be on the CPU or on {images[0].device}, got {parameters.device}")
+
+
+def _check_study(images: list[Tensor], parameters: Tensor, study: Tensor, size: int) -> None:
+    if study.shape != (parameters.shape[0], STUDY_WORDS) or study.dtype != torch.int32:
+        raise ValueError(
+            f"study must be int32 {[parameters.shape[0], STUDY_WORDS]} from study_parameters, got {study.dtype} "
+            f"{list(study.shape)}"
+        )
+    if study.device.type != "cpu" and study.device != images[0].device:
+        raise ValueError(f"study must be on the CPU or on {images[0].device}, got {study.device}")
+    if study.device.type == "cpu":
+        first = study_column("top")
+        stop = study[:, first : first + 2].amax(1) + study[:, first + 2]
+        if (stop > size).any():
+            raise ValueError(f"study must fill squares inside views of {size} pixels, got one up to {stop.max()}")
 
 
 def _check_crops(images: Sequence[Tensor], parameters: Tensor) -> None:
@@ -148,6 +170,7 @@ def _render_views(
     std: list[float],
     dtype: torch.dtype,
     channels_last: bool,
+    study: Tensor | None = None,
 ) -> Tensor:
     _check_crops(images, parameters)
     views = render_views_reference(
@@ -159,6 +182,7 @@ def _render_views(
         mean=mean,
         std=std,
         dtype=torch.float32,
+        study=study,
     )
     return views.to(dtype, memory_format=_layout(channels_last))
 
@@ -174,13 +198,14 @@ def _(
     std: list[float],
     dtype: torch.dtype,
     channels_last: bool,
+    study: Tensor | None = None,
 ) -> Tensor:
     from . import launch  # Triton does not exist everywhere that torch does
 
     if parameters.device.type == "cpu":
         _check_crops(images, parameters)
     images = [image.contiguous() for image in images]
-    return launch.render(images, parameters, size, bicubic, pil, mean, std, dtype, channels_last)
+    return launch.render(images, parameters, size, bicubic, pil, mean, std, dtype, channels_last, study)
 
 
 @_render_views.register_fake
@@ -194,6 +219,7 @@ def _(
     std: list[float],
     dtype: torch.dtype,
     channels_last: bool,
+    study: Tensor | None = None,
 ) -> Tensor:
     shape = (parameters.shape[0], 3, size, size)
     return torch.empty(shape, dtype=dtype, device=images[0].device, memory_format=_layout(channels_last))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .parameters import BRIGHTNESS, CONTRAST, FLIP, GRAY, GRAY_FIRST, INVERT, SATURATION, SOLARIZE, column
+from .study import add_study, study_column
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 
@@ -107,7 +108,9 @@ def _color(x: Tensor, row: list[float]) -> Tensor:
     return x
 
 
-def _view(image: Tensor, row: list[float], size: int, bicubic: bool, pil: bool, dtype: torch.dtype) -> Tensor:
+def _view(
+    image: Tensor, row: list[float], size: int, bicubic: bool, pil: bool, dtype: torch.dtype, turns: int = 0
+) -> Tensor:
     """`[3, S, S]` in [0, 1]."""
     top, left, height, width = (int(number) for number in row[:4])
     flags, sigma = int(row[column("flags")]), row[column("sigma")]
@@ -116,7 +119,7 @@ def _view(image: Tensor, row: list[float], size: int, bicubic: bool, pil: bool, 
     across = resampling_matrix(width, size, bicubic, dtype)
     if flags & FLIP:
         across = across.flip(0)
-    x = (down @ (crop @ across.T) / 255).clamp(0, 1)
+    x = (down @ (crop @ across.T) / 255).clamp(0, 1).rot90(turns, (1, 2))
     if flags & GRAY_FIRST:
         x = gray_level(x).expand(3, -1, -1)
     x = _color(x, row)
@@ -140,12 +143,16 @@ def render_views_reference(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
     dtype: torch.dtype = torch.float64,
+    study: Tensor | None = None,
 ) -> Tensor:
     """`[M, 3, S, S]` of uint8 `[H, W, 3]` images on the CPU; arguments as for `render_views`."""
     out = torch.empty(parameters.shape[0], 3, size, size, dtype=dtype)
     shift, scale = (torch.tensor(numbers, dtype=dtype)[:, None, None] for numbers in (mean, std))
     for view, row in enumerate(parameters.tolist()):
         image = images[int(row[column("image")])]
-        x = _view(image, row, size, interpolation == "bicubic", blur == "pil", dtype)
+        turns = 0 if study is None else int(study[view, study_column("turns")])
+        x = _view(image, row, size, interpolation == "bicubic", blur == "pil", dtype, turns)
+        if study is not None:
+            x = add_study(x, study[view], GRAY_WEIGHTS)
         out[view] = (x - shift) / scale
     return out

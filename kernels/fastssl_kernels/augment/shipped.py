@@ -15,7 +15,18 @@ from ..configuration import Configuration
 from .kernel import resize_kernel
 from .kernel_blur import blur_kernel
 from .kernel_color import color_kernel
-from .launch import COLOR_BLOCK, WARPS, block, blur_chunk, parts, product_constants, resize_chunk, work_dtype
+from .kernel_study import study_kernel
+from .launch import (
+    COLOR_BLOCK,
+    STUDY_BLOCK,
+    WARPS,
+    block,
+    blur_chunk,
+    parts,
+    product_constants,
+    resize_chunk,
+    work_dtype,
+)
 from .reference import gaussian_taps
 
 _SIZE = 224
@@ -28,6 +39,7 @@ def configurations(target: str) -> list[Configuration]:
         rows.append(_resize(target, dtype, last, bicubic=True))
         rows.append(_color(dtype, last))
         rows.append(_blur(target, dtype, last, pil=False))
+        rows.append(_study(dtype, last))
     rows.append(_resize(target, torch.bfloat16, False, bicubic=False))
     rows.append(_blur(target, torch.bfloat16, False, pil=True))
     return rows
@@ -37,7 +49,8 @@ def _shipped(
     path: str, kernel: Any, dtype: torch.dtype, last: bool, tile: str, units: int, moved: int, **arguments: Any
 ) -> Configuration:
     numbers = {f"{name}{i}": 0.5 for name in ("mean", "std") for i in range(3)}
-    common = {"parameters": torch.float32, "out": dtype, "S": _SIZE, "CHANNELS_LAST": last, **numbers}
+    words = torch.int32 if kernel is study_kernel else torch.float32
+    common = {"parameters": words, "out": dtype, "S": _SIZE, "CHANNELS_LAST": last, **numbers}
     return Configuration(
         path=path,
         kernel=kernel,
@@ -48,7 +61,8 @@ def _shipped(
         unit="pixel",
         units_per_program=units,
         bytes=float(moved),
-        unaligned=kernel is resize_kernel,
+        # Crops begin anywhere, and the pixels of a turned view are gathered.
+        unaligned=kernel in (resize_kernel, study_kernel),
     )
 
 
@@ -99,6 +113,21 @@ def _color(dtype: torch.dtype, last: bool) -> Configuration:
         PARTS_POWER=1 << (parts(_SIZE) - 1).bit_length(),
         BLOCK=COLOR_BLOCK,
         BLUR=True,
+    )
+
+
+def _study(dtype: torch.dtype, last: bool) -> Configuration:
+    work = work_dtype(dtype)
+    return _shipped(
+        "study",
+        study_kernel,
+        dtype,
+        last,
+        f"{STUDY_BLOCK} pixels",
+        STUDY_BLOCK,
+        3 * (work.itemsize + dtype.itemsize),
+        source=work,
+        BLOCK=STUDY_BLOCK,
     )
 
 
