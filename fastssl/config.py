@@ -12,6 +12,7 @@ import cattrs
 import yaml
 
 from .data.dali_graph import check_view as check_dali_view
+from .data.masks import check_masks
 from .data.study import check as check_study
 from .data.views import Augmentation, CenterCrop, ViewSpec
 from .errors import UserError
@@ -102,6 +103,8 @@ class Config:
     """Folder of class folders or of images (its subfolder `train` if there is one), tar, file list, or "builtin"."""
     val_data: str | None = None
     """Labelled images that the monitor evaluates; by default `val`, `validation` or `test` beside `train`."""
+    masks: str | None = None
+    """Folder or tar of the images' foreground masks, for views with a background removal."""
     run_dir: str | None = None
     """Where everything is written; by default runs/<method>-<recipe>."""
     recipe: str = "imagenet-1000ep"
@@ -128,6 +131,7 @@ def validate(config: Config) -> None:
     config.method.validate_batch(config.train.batch_size)
     for index, spec in enumerate(config.augment.views):
         _validate_view(spec, f"--augment.views.{index}")
+        check_masks(spec, f"--augment.views.{index}", config.masks is not None)
         if config.loader.renderer == "dali":
             check_dali_view(spec, f"--augment.views.{index}")
     if config.evaluate.size < 8 or not 0 < config.evaluate.crop <= 1:

@@ -42,8 +42,13 @@ class ViewsOptions:
     cutout_side: tuple[float, float] | None = None
     """Least and greatest side of the square as a share of the view's."""
 
+    masks: Path | None = None
+    """Folder or tar of the images' foreground masks; without it backgrounds stay."""
+    background_removal: float | None = None
+    """Probability of a view without background."""
+
     def changed(self, spec: ViewSpec) -> ViewSpec:
-        names = ("rotation", "noise", "noise_sigma", "sobel", "cutout", "cutout_side")
+        names = ("rotation", "noise", "noise_sigma", "sobel", "cutout", "cutout_side", "background_removal")
         return replace(spec, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 
@@ -55,12 +60,19 @@ def views_command(args: list[str]) -> int:
     options = parse(ViewsOptions, args, prog=f"fastssl views {method}")
     config = recipes.get(method, options.recipe)
     augment = replace(config.augment, views=tuple(map(options.changed, config.augment.views)))
-    validate(replace(config, augment=augment))
+    asked = options.masks is not None or options.background_removal is None
+    validate(replace(config, augment=augment, masks="" if asked else None))
+    from ..data.masks import Masks
     from ..engine.contact import draw_views
     from ..engine.rundir import open_data
 
     source, _ = open_data(replace(config, data=options.data))
-    draw_views(options.out, source, augment, seed=options.seed, images=options.images, epochs=options.repeats)
+    masks = None if options.masks is None else Masks(options.masks, source)
+    draw_views(
+        options.out, source, augment, seed=options.seed, images=options.images, epochs=options.repeats, masks=masks
+    )
+    if masks is None and any(spec.background_removal for spec in augment.views):
+        print("backgrounds stay in every view: name masks of the images with --masks")
     print(f"wrote {options.out}: {method} ({config.recipe}), {augment.views_per_image} views an image")
     return 0
 

@@ -16,8 +16,9 @@ from ..errors import UserError
 from .counter import MAX_VIEWS, REPLACEMENT_VIEW, words
 from .dali_graph import check_view
 from .decode import HW_DECODER_LOAD, DecoderKind
+from .masks import Masks, check_masks
 from .order import LastBatch, batch_ids, steps_per_epoch
-from .params import group_params
+from .params import background_removed, group_params
 from .quarantine import Quarantine
 from .reader import Reader, RendererKind, image_sizes
 from .sources import Source
@@ -85,9 +86,10 @@ class ViewLoader:
             samples (in the views that they had), so that each sample is shown.
         hw_decoder_load: share of a batch's JPEG data that DALI gives to the GPU's hardware decoder, where it has one.
         pin: make views on the CPU in page-locked memory (see `upload`).
+        masks: of the images' foreground, for views with a `background_removal`.
 
     Raises:
-        UserError: sizes that do not fit together, or a view that cannot be drawn.
+        UserError: sizes that do not fit together, a view that cannot be drawn, or that needs masks.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class ViewLoader:
         last: LastBatch = "drop",
         hw_decoder_load: float = HW_DECODER_LOAD,
         pin: bool = False,
+        masks: Masks | None = None,
     ) -> None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, got {threads}")
@@ -120,6 +123,7 @@ class ViewLoader:
             raise UserError("augmentation.views must hold at least one view")
         for index, spec in enumerate(augmentation.views):
             _check_spec(spec)
+            check_masks(spec, f"--augment.views.{index}", masks is not None)
             if renderer == "dali":
                 check_view(spec, f"--augment.views.{index}")
         if augmentation.views_per_image > MAX_VIEWS:
@@ -129,7 +133,7 @@ class ViewLoader:
             raise UserError(f"batch_size {batch_size} must be a multiple of the number of processes, {world}")
         self.source, self.augmentation, self.batch_size = source, augmentation, batch_size
         self._seed, self._rank, self._world = seed, rank, world
-        self._prefetch, self._last = prefetch, last
+        self._prefetch, self._last, self.masks = prefetch, last, masks
         if quarantine is not None and rank > 0:
             quarantine = quarantine.with_name(f"{quarantine.stem}.rank{rank}{quarantine.suffix}")
         self.quarantine = Quarantine(len(source), max_bad_fraction=max_bad_fraction, path=quarantine)
@@ -167,7 +171,40 @@ class ViewLoader:
                 )
         return shown
 
-    def _views(self, images: torch.Tensor | list[torch.Tensor], ids: NDArray[np.int64], epoch: int) -> Views:
+    def _without_background(
+        self,
+        images: torch.Tensor | list[torch.Tensor],
+        shown: NDArray[np.int64],
+        removed: NDArray[np.bool_],
+        fill: float,
+    ) -> tuple[torch.Tensor | list[torch.Tensor], NDArray[np.int64]]:
+        """`images` followed by copies of those that some view wants without background, and the image of each row.
+
+        removed: `[V · N]`, view-major. An image without a readable mask is shown as it is.
+        """
+        n = len(images)
+        copies: list[torch.Tensor] = []
+        place = np.arange(n)
+        for i in np.flatnonzero(removed.reshape(-1, n).any(axis=0)).tolist():
+            assert self.masks is not None
+            copy = self.masks.without_background(int(shown[i]), images[i], fill)
+            if copy is not None:
+                place[i] = n + len(copies)
+                copies.append(copy)
+        rows = np.arange(len(removed)) % n
+        rows = np.where(removed, place[rows], rows)
+        if copies and isinstance(images, torch.Tensor):
+            return torch.cat([images, torch.stack(copies)]), rows
+        return [*images, *copies] if copies else images, rows
+
+    def _views(
+        self,
+        images: torch.Tensor | list[torch.Tensor],
+        ids: NDArray[np.int64],
+        shown: NDArray[np.int64],
+        epoch: int,
+    ) -> Views:
+        """Views of `images`, which are the samples `shown`, drawn for the samples `ids`."""
         heights, widths = image_sizes(images)
         groups: dict[int, list[torch.Tensor]] = {}
         counts: dict[int, int] = {}
@@ -176,8 +213,13 @@ class ViewLoader:
             params = group_params(
                 spec, seed=self._seed, epoch=epoch, samples=ids, first=view, heights=heights, widths=widths
             )
+            seen, rows = images, None
+            if spec.background_removal > 0:
+                numbers = range(view, view + spec.count)
+                removed = [background_removed(spec, seed=self._seed, epoch=epoch, samples=ids, view=v) for v in numbers]
+                seen, rows = self._without_background(images, shown, np.concatenate(removed), spec.background_fill)
             view += spec.count
-            rendered = self._reader.render(images, params, spec, self.augmentation.mean, self.augmentation.std)
+            rendered = self._reader.render(seen, params, spec, self.augmentation.mean, self.augmentation.std, rows)
             groups.setdefault(spec.size, []).append(rendered)
             counts[spec.size] = counts.get(spec.size, 0) + spec.count
         merged = tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in groups.values())
@@ -205,7 +247,7 @@ class ViewLoader:
             shown = self._replace(images, ids, epoch)
         # The parameters are those of the sample that should be there: its stand-in, if it is in the same batch as
         # itself, is seen in views of its own.
-        views = self._views(images, ids, epoch)  # type: ignore[arg-type]
+        views = self._views(images, ids, shown, epoch)  # type: ignore[arg-type]
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[shown])
         return Batch(views, torch.from_numpy(shown), labels)
 

@@ -5,7 +5,7 @@ They are a pure function of (spec, seed, epoch, sample, view, image size). Draws
     0 flip          4 contrast      8 blur σ        12 …  box: attempt k owns draws 12 + 4k … 15 + 4k
     1 jitter?       5 saturation    9 blur?               (area or width/height first, as its sampler says)
     2 order         6 hue          10 solarize?     512 …  the further operations of `study`
-    3 brightness    7 grayscale?   11 invert?
+    3 brightness    7 grayscale?   11 invert?       524    background removed?
 
 Every draw has its fixed place, whether it is used or not: a recipe that changes one probability leaves all other
 choices as they were.
@@ -29,6 +29,7 @@ ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)
 """int8 `[24, 4]`: the orders of the colour operations 0 brightness, 1 contrast, 2 saturation, 3 hue."""
 
 _PHOTOMETRIC = 12
+_BACKGROUND = 524
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,12 @@ def group_params(
     return sample_params(
         spec, seed=seed, epoch=epoch, samples=samples[rows], view=view, heights=heights[rows], widths=widths[rows]
     )
+
+
+def background_removed(spec: ViewSpec, *, seed: int, epoch: int, samples: ArrayLike, view: int) -> NDArray[np.bool_]:
+    """bool `[N]`: whether view number `view` of each sample is cut from the image without its background."""
+    ids = np.asarray(samples, dtype=np.int64)
+    return uniforms(seed, epoch, ids, view, 1, first=_BACKGROUND)[:, 0] < spec.background_removal
 
 
 def center_params(crop: CenterCrop, heights: ArrayLike, widths: ArrayLike) -> ViewParams:

@@ -132,14 +132,17 @@ class Reader:
         spec: ViewSpec,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        shown: NDArray[np.int64] | None = None,
     ) -> torch.Tensor:
-        """The views, in the reader's dtype and memory order."""
+        """The views, in the reader's dtype and memory order. shown: the image of each row, by default r mod N."""
+        if shown is None:
+            shown = np.arange(len(params)) % len(images)
         if self.renderer == "triton":
             return triton_render.render(
-                images, params, spec, mean, std, dtype=self.dtype, channels_last=self.channels_last
+                images, params, spec, mean, std, shown=shown, dtype=self.dtype, channels_last=self.channels_last
             )
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return self._draw(images, params, spec, mean, std).to(self.dtype, memory_format=layout)
+        return self._draw(images, params, spec, mean, std, shown).to(self.dtype, memory_format=layout)
 
     def _draw(
         self,
@@ -148,21 +151,24 @@ class Reader:
         spec: ViewSpec,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        shown: NDArray[np.int64],
     ) -> torch.Tensor:
         """float32, shared among the threads where they are on the CPU."""
         if self._dali is not None:
-            return self._dali.render(images, params, spec, mean, std)
+            return self._dali.render(images, params, spec, mean, std, shown=shown)
         if self.renderer == "native":
             out = self._buffers.empty(len(params), 3, spec.size, spec.size)
-            return native.render(images, params, spec, mean, std, pool=self.pool, threads=self.threads, out=out)
-        n, count, size = len(images), len(params), spec.size
+            return native.render(
+                images, params, spec, mean, std, shown=shown, pool=self.pool, threads=self.threads, out=out
+            )
+        count, size = len(params), spec.size
         if self.device.type != "cpu" or count < 2 or self.threads < 2:
-            return render(images, params, spec, mean, std)
+            return render(images, params, spec, mean, std, shown=shown)
         out = torch.empty(count, 3, size, size)
 
         def run(rows: NDArray[np.intp]) -> None:
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            render(images, params.select(part), spec, mean, std, shown=rows % n, out=out[part])
+            render(images, params.select(part), spec, mean, std, shown=shown[rows], out=out[part])
 
         list(self.pool.map(run, np.array_split(np.arange(count), min(count, self.threads))))
         return out

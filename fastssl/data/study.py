@@ -65,18 +65,20 @@ def wanted(spec: ViewSpec) -> bool:
 
 
 def check(spec: ViewSpec, name: str) -> None:
-    """Raise `UserError` for the first of these operations' constants that cannot be; `name` says which view it is."""
-    for key in ("rotation", "noise", "sobel", "cutout"):
+    """Raise `UserError` for the first of these operations' constants, or of the removal of backgrounds, that cannot be;
+    `name` says which view it is."""
+    for key in ("background_removal", "rotation", "noise", "sobel", "cutout"):
         if not 0 <= getattr(spec, key) <= 1:
-            raise UserError(f"{name}{key} is a probability between 0 and 1, got {getattr(spec, key)}")
+            raise UserError(f"{name}{_option(key, name)} is a probability between 0 and 1, got {getattr(spec, key)}")
     low, high = spec.noise_sigma
     if not 0 <= low <= high < float("inf"):
         raise UserError(f"{name}{_option('noise_sigma', name)} must satisfy 0 <= low <= high, got {low} {high}")
     low, high = spec.cutout_side
     if not 0 < low <= high <= 1:
         raise UserError(f"{name}{_option('cutout_side', name)} must satisfy 0 < low <= high <= 1, got {low} {high}")
-    if not 0 <= spec.cutout_fill <= 1:
-        raise UserError(f"{name}{_option('cutout_fill', name)} must be between 0 and 1, got {spec.cutout_fill}")
+    for key in ("cutout_fill", "background_fill"):
+        if not 0 <= getattr(spec, key) <= 1:
+            raise UserError(f"{name}{_option(key, name)} must be between 0 and 1, got {getattr(spec, key)}")
 
 
 def _option(key: str, name: str) -> str:

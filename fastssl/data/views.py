@@ -56,6 +56,10 @@ class ViewSpec:
     """Probability of inverting the pixels at or above 0.5."""
     invert: float = 0.0
     """Probability of replacing every pixel v by 1 - v."""
+    background_removal: float = 0.0
+    """Probability that the view is cut from the image without its background (RELICv2), which takes masks."""
+    background_fill: float = 0.0
+    """Level in [0, 1] in place of the background. 0, as if the image were multiplied by its mask."""
     rotation: float = 0.0
     """Probability of a turn by 0, 90, 180 or 270 degrees, each as likely, after the mirror. This and the following are
     further operations of SimCLR's study (arXiv 2002.05709, section 3), which gives no constants for them."""

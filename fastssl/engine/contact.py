@@ -10,7 +10,8 @@ import torch
 
 from ..data import Source
 from ..data.decode import UnreadableImage, decode_one
-from ..data.params import ViewParams, sample_params
+from ..data.masks import Masks
+from ..data.params import ViewParams, background_removed, sample_params
 from ..data.render import render
 from ..data.views import Augmentation, ViewSpec
 from ..errors import UserError
@@ -21,7 +22,14 @@ TRIES = 64
 
 
 def draw_views(
-    out: Path, source: Source, augmentation: Augmentation, *, seed: int, images: int = 6, epochs: int = 1
+    out: Path,
+    source: Source,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    images: int = 6,
+    epochs: int = 1,
+    masks: Masks | None = None,
 ) -> Path:
     """Write the PNG `out`: `images` images spread over the source, each beside all its views of `epochs` epochs.
 
@@ -46,9 +54,14 @@ def draw_views(
                         heights=[image.shape[0]],
                         widths=[image.shape[1]],
                     )
+                    seen, said = image, caption(params, spec)
+                    removed = background_removed(spec, seed=seed, epoch=epoch, samples=[sample], view=number)
+                    if masks is not None and removed[0]:
+                        copy = masks.without_background(sample, image, spec.background_fill)
+                        seen, said = (image, f"{said} no mask") if copy is None else (copy, f"{said} no background")
                     number += 1
-                    views.append(render([image], params, spec, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))[0])
-                    captions.append(caption(params, spec))
+                    views.append(render([seen], params, spec, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))[0])
+                    captions.append(said)
         rows.append((Path(source.name(sample)).name, image, views, captions))
     return contact_sheet(rows, out)
 

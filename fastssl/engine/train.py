@@ -17,6 +17,7 @@ from torch import nn
 from .. import config as configuration
 from ..config import Config
 from ..data import Batch, Source, ViewLoader, resolve_renderer
+from ..data.masks import Masks
 from ..data.order import steps_per_epoch
 from ..data.upload import Upload
 from ..data.views import Views
@@ -111,6 +112,7 @@ class _Run:
         self.view_device = torch.device("cpu") if config.loader.device == "cpu" else self.device
         self.renderer = resolve_renderer(config.loader.renderer, self.view_device)
         self.train_source, self.val_source = rundir.open_data(config, source)
+        self.masks = None if config.masks is None else Masks(config.masks, self.train_source)
         if len(self.train_source) < config.train.batch_size:
             raise UserError(
                 f"--train.batch-size {config.train.batch_size} is larger than the {len(self.train_source)} images of "
@@ -137,7 +139,7 @@ class _Run:
             tensorboard=config.monitor.tensorboard,
             warn=self.display.say,
         )
-        self.unreadable = 0
+        self.unreadable = self.unmasked = 0
         self.evaluator = None
         monitor = config.monitor
         wanted = monitor.knn_epochs or monitor.baselines or monitor.linear
@@ -243,6 +245,7 @@ class _Run:
             channels_last=channels_last,
             hw_decoder_load=config.loader.hw_decoder_load,
             pin=self.view_device != self.device,
+            masks=self.masks,
         )
 
     def _batches(self, loader: ViewLoader, clock: Clock) -> Iterator[Batch]:
@@ -321,6 +324,11 @@ class _Run:
         for sample, reason in reasons[self.unreadable :]:
             self.display.say(f"unreadable image replaced: {self.train_source.name(sample)} ({reason})")
         self.unreadable = self.results["unreadable_images"] = len(reasons)
+        if self.masks is not None:
+            missing = list(self.masks.missing.items())
+            for name, reason in missing[self.unmasked :]:
+                self.display.say(f"background kept: {name} ({reason})")
+            self.unmasked = self.results["images_without_mask"] = len(missing)
 
     # -- measurements -------------------------------------------------------------------------------------------------
 
@@ -342,7 +350,9 @@ class _Run:
 
     def _measure_untrained(self) -> None:
         config = self.config
-        contact.draw_views(self.run_dir / "views.png", self.train_source, config.augment, seed=config.train.seed)
+        contact.draw_views(
+            self.run_dir / "views.png", self.train_source, config.augment, seed=config.train.seed, masks=self.masks
+        )
         if not (self.evaluator and self.config.monitor.baselines):
             return
         self.results["raw_pixel_knn"] = self.evaluator.raw_pixel_knn()

@@ -75,10 +75,13 @@ SWAV = Augmentation(
 )
 """SwAV's multi-crop, 2 × 224 + 6 × 96 (arXiv 2006.09882, app. A); red's deviation 0.228 is the authors' code's."""
 
+RELICV2_BACKGROUND_REMOVAL = 0.1
+"""Share of RELICv2's large crops that are cut from the image without its background; reported at second hand."""
+
 RELICV2 = Augmentation(
     views=(
-        replace(_BYOL_VIEW, count=2),
-        replace(_BYOL_VIEW, count=2, blur=0.1, solarize=0.2),
+        replace(_BYOL_VIEW, count=2, background_removal=RELICV2_BACKGROUND_REMOVAL),
+        replace(_BYOL_VIEW, count=2, blur=0.1, solarize=0.2, background_removal=RELICV2_BACKGROUND_REMOVAL),
         replace(_BYOL_VIEW, count=1, size=96, scale=(0.05, 0.14)),
         replace(_BYOL_VIEW, count=1, size=96, scale=(0.05, 0.14), blur=0.1, solarize=0.2),
     ),
@@ -86,7 +89,7 @@ RELICV2 = Augmentation(
     std=IMAGENET_STD,
 )
 """RELICv2's 4 × 224 + 2 × 96 (arXiv 2201.05119) with BYOL's two kinds of views; the scale of small crops is SwAV's, as
-no official training code states it."""
+no official training code states it. Large crops lose their background with the masks of `--masks`."""
 
 
 SUPERVISED = Augmentation(

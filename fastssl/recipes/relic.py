@@ -22,7 +22,7 @@ V1_IMAGENET_1000EP = replace(byol.IMAGENET_1000EP, method=_V1, optim=_OPTIM)
 """Two views as in BYOL, all other images as negatives."""
 V2_IMAGENET_1000EP = replace(byol.IMAGENET_1000EP, method=_V2, augment=RELICV2, optim=_OPTIM)
 """Four large and two small crops, ten sampled negatives; 77.1 % linear in the paper, with backgrounds removed from one
-large crop in ten, which this recipe leaves as they are."""
+large crop in ten: name the masks with `--masks`, or set the views' `background-removal` to 0."""
 
 _TWO = replace(simclr.CIFAR10_SMALL.augment, views=small_images(BYOL.views, simclr.CIFAR10_SMALL.augment.views[0]))
 V1_CIFAR10_SMALL = replace(simclr.CIFAR10_SMALL, method=RELICConfig(hidden=512, out=128, momentum=0.97), augment=_TWO)

@@ -28,7 +28,7 @@ class Run(module._Run):
 
     def __init__(self, config, device, view_device, run_dir) -> None:
         self.config, self.device, self.view_device, self.run_dir = config, device, view_device, run_dir
-        self.precision, self.renderer, self.train_source = "bf16", "torch", object()
+        self.precision, self.renderer, self.train_source, self.masks = "bf16", "torch", object(), None
         # In mid-epoch, where methods have nothing to prepare.
         self.step, self.total_steps, self.steps_per_epoch = 1, 3, 3
 

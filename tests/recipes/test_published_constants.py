@@ -13,6 +13,7 @@ EVERY = [(method, name) for method, known in recipes.RECIPES.items() for name in
 
 
 OFF = {
+    "background_removal": 0.0, "background_fill": 0.0,
     "rotation": 0.0, "noise": 0.0, "noise_sigma": (0.0, 0.1), "sobel": 0.0,
     "cutout": 0.0, "cutout_side": (0.25, 0.5), "cutout_fill": 0.5,
 }  # fmt: skip
@@ -28,7 +29,8 @@ def test_every_recipe_is_possible_and_survives_a_file(method, name, tmp_path):
     config = recipes.get(method, name)
     assert config.method_name == method
     assert config.recipe == name
-    configuration.validate(config)
+    wants_masks = any(view.background_removal for view in config.augment.views)
+    configuration.validate(dataclasses.replace(config, masks="masks" if wants_masks else None))
     configuration.save(config, tmp_path / "config.yaml")
     assert configuration.load(tmp_path / "config.yaml") == config
 
@@ -182,6 +184,8 @@ def test_relicv2_constants():
     optim = config.optim
     assert (optim.lr, optim.weight_decay, optim.lars_variant) == (0.3, 1.5e-6, "B")
     assert recipes.relic().augment == recipes.byol().augment
+    assert [view.background_removal for view in config.augment.views] == [0.1, 0.1, 0.0, 0.0]
+    assert {view.background_fill for view in config.augment.views} == {0.0}
 
 
 def test_steps_need_milestones():

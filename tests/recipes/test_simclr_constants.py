@@ -9,6 +9,7 @@ from fastssl import recipes
 from fastssl.errors import UserError
 
 OFF = {
+    "background_removal": 0.0, "background_fill": 0.0,
     "rotation": 0.0, "noise": 0.0, "noise_sigma": (0.0, 0.1), "sobel": 0.0,
     "cutout": 0.0, "cutout_side": (0.25, 0.5), "cutout_fill": 0.5,
 }  # fmt: skip
