@@ -24,10 +24,12 @@ class Configuration:
     arguments: every parameter by name; a torch.dtype stands for a pointer, numbers specialise as at run time.
     options: num_warps, num_stages and other launch options.
     unit: what instructions are counted for: a "logit", an "element".
-    anchor: opcode prefixes that tell the hot loop and how many units it holds: one such instruction of one thread
-        handles `units_per_anchor` units. Among innermost loops with an anchor the cheapest is the hot one; if no loop
-        has one the whole kernel counts.
-    inner_trips: how often the loop inside the hot loop runs, if it has one.
+    anchor: opcode prefixes that tell the hot loop: a thread needs `anchors_per_unit` such instructions for each of its
+        units. Among innermost loops with an anchor the cheapest is the hot one; if no loop has one the whole kernel
+        counts. More anchors than the units need are work that is done twice, a fault.
+    units_per_trip: what a program handles in one trip of the hot loop: owned rows times streamed columns.
+    pieces: tensor instructions of a trip, in those of one piece of one product, if widths go in pieces by a loop
+        (`tile.piece_products`).
     units_per_program: for a kernel that counts as a whole and has no anchor: what one program handles.
     flops, exponentials, bytes: work of one unit on the tensor cores, the exp unit and in device memory.
     unaligned: it reads bytes at any address, which rules loads of 128 bits out.
@@ -42,8 +44,9 @@ class Configuration:
     options: Mapping[str, Any]
     unit: str
     anchor: tuple[str, ...] = ()
-    units_per_anchor: float = 1.0
-    inner_trips: int = 0
+    anchors_per_unit: float = 1.0
+    units_per_trip: int = 0
+    pieces: float = 0.0
     units_per_program: int = 0
     flops: float = 0.0
     exponentials: float = 0.0

@@ -35,3 +35,20 @@ def launch_options(tile: Tile, width: int, products: torch.dtype, target: str) -
     precision = "tf32x3" if products == torch.float32 and target != "gfx942" else "ieee"
     constants = {"P": width, "BD": tile.piece, "PRECISION": precision}
     return constants, {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
+def piece_products(tile: Tile, width: int, target: str, products: int = 1, gathered: int = 0) -> float:
+    """Tensor instructions of a step in those of one piece of one product, for the ledger; 0 if there is no loop.
+
+    products: of owned and streamed rows, over the whole width. gathered: of weights and one piece of streamed rows.
+    """
+    if width <= 2 * tile.piece:
+        return 0.0  # the compiler unrolls one trip
+    share = 1.0
+    if target in ("sm_90", "sm_100"):  # an instruction spans all columns of its result: their number goes by the depth
+        share = tile.streamed / tile.piece
+    elif (
+        target == "gfx942" and tile.streamed < 32
+    ):  # 16 × 16 results an instruction, which are half the work of 32 × 32
+        share = 0.5
+    return products * width / tile.piece + gathered * share

@@ -20,10 +20,10 @@ import triton
 from fastssl_kernels.configuration import Configuration
 
 from . import peers
+from .hot_loop import REPEATED, HotLoop, hot_loop
 
 if TYPE_CHECKING:
     from .compiler import Compiled
-    from .sass import Loop
 
 FOLDER = Path(__file__).parents[1]
 JSON, TABLE = FOLDER / "ledger.json", FOLDER / "LEDGER.md"
@@ -100,6 +100,8 @@ def faults(row: Row) -> list[str]:
         found.append("no tensor instruction")
     if row["target"].startswith("sm_") and row["widest_load"] < 128 and not row.get("unaligned"):
         found.append(f"global loads of at most {row['widest_load']} bits")
+    if row["repetition"] >= REPEATED:
+        found.append(f"every {row['unit']} is computed {row['repetition']} times: take fewer warps or more rows")
     if row["budget"] and row["instructions_per_unit"] > row["budget"]:
         found.append(f"{row['instructions_per_unit']} instructions a {row['unit']}, budget {row['budget']}")
     return found
@@ -120,8 +122,8 @@ def _row(op: str, target: str, index: int) -> Row:
 
     shipped = _configurations(op, target)[index]
     compiled = compile_for(target, shipped.kernel, dict(shipped.arguments), **shipped.options)
-    loop, each = _hot_loop(shipped, compiled)
-    cycles = _cycles(shipped, target, each)
+    hot = _hot_loop(shipped, compiled)
+    cycles = _cycles(shipped, target, hot.each)
     bound = max(cycles, key=lambda name: cycles[name]) if cycles else ""
     floor = max(cycles.get("tensor cores", 0.0), cycles.get("memory", 0.0))
     return {
@@ -133,15 +135,16 @@ def _row(op: str, target: str, index: int) -> Row:
         "config": shipped.config,
         "registers": compiled.registers,
         "stack": compiled.stack,
-        "spills_in_loop": spills_inside(loop),
+        "spills_in_loop": spills_inside(hot.loop),
         "shared_bytes": compiled.shared,
         "tensor_instruction": compiled.tensor_instruction or "",
         "needs_tensor_cores": shipped.flops > 0,
         "widest_load": compiled.widest_load,
         **({"unaligned": True} if shipped.unaligned else {}),
-        "loop_instructions": loop.instructions,
+        "loop_instructions": hot.instructions,
         "unit": shipped.unit,
-        "instructions_per_unit": round(each, 2),
+        "instructions_per_unit": round(hot.each, 2),
+        "repetition": round(hot.repetition, 2),
         "budget": shipped.budget.get(target, 0),
         "cycles_per_unit": {name: round(value, 4) for name, value in cycles.items()},
         "bound": bound,
@@ -149,22 +152,19 @@ def _row(op: str, target: str, index: int) -> Row:
     }
 
 
-def _hot_loop(shipped: Configuration, compiled: Compiled) -> tuple[Loop, float]:
-    """The loop that matters, or the whole kernel if it has none or units are stated, and its instructions a unit."""
-    if shipped.units_per_program:
-        whole = compiled.program.whole
-        return whole, whole.instructions * compiled.threads / shipped.units_per_program
-    program = compiled.program
-    loops = program.loops if shipped.inner_trips else program.innermost()
-    costs: dict[Loop, float] = {}
-    for loop in [loop for loop in loops if loop.count(*shipped.anchor)] or [program.whole]:
-        inside = sum(inner.instructions for inner in program.innermost() if loop.contains(inner))
-        instructions = loop.instructions + inside * max(0, shipped.inner_trips - 1)
-        costs[loop] = instructions / (max(1, loop.count(*shipped.anchor)) * shipped.units_per_anchor)
-    hot = min(costs, key=lambda loop: costs[loop])
-    if not hot.count(*shipped.anchor):
-        raise ValueError(f"{shipped.path} for {compiled.target}: no instruction begins with any of {shipped.anchor}")
-    return hot, costs[hot]
+def _hot_loop(shipped: Configuration, compiled: Compiled) -> HotLoop:
+    units = (shipped.units_per_program or shipped.units_per_trip) / compiled.threads
+    try:
+        return hot_loop(
+            compiled.program,
+            units,
+            shipped.anchor,
+            shipped.anchors_per_unit,
+            pieces=shipped.pieces,
+            whole=shipped.units_per_program > 0,
+        )
+    except ValueError as error:
+        raise ValueError(f"{shipped.path} {shipped.dtype} {shipped.config} for {compiled.target}: {error}") from None
 
 
 def _cycles(shipped: Configuration, target: str, instructions: float) -> dict[str, float]:
@@ -183,10 +183,14 @@ def _cycles(shipped: Configuration, target: str, instructions: float) -> dict[st
 
 _PREAMBLE = """Written by `python kernels/proof` with {versions}. No GPU took part and nothing here is a timing.
 
-Instructions are a thread's share of one unit (a logit, an element) in the hot loop. The bound is what one unit keeps
-busy longest on a multiprocessor, in clocks: tensor cores, exponentials ({exponentials} a clock), issue slots ({lanes} a
-clock) or device memory; the rates are in `proof/ledger.py`. The predicted share of the peak, tensor cores or memory, is
-their clocks over the sum of all clocks, if nothing overlaps, and over the bound, if everything does."""
+Instructions are a thread's share of one unit (a logit, an element) in the hot loop. Units are those of the tile, owned
+rows times streamed columns, so that a logit which two groups of warps both compute costs twice; no row does that, it is
+a fault. A kernel that takes wide rows in pieces counts a trip of all pieces, for each piece of the result.
+
+The bound is what one unit keeps busy longest on a multiprocessor, in clocks: tensor cores, exponentials ({exponentials}
+a clock), issue slots ({lanes} a clock) or device memory; the rates are in `proof/ledger.py`. The predicted share of the
+peak, tensor cores or memory, is their clocks over the sum of all clocks, if nothing overlaps, and over the bound, if
+everything does."""
 
 
 def _document(rows: list[Row]) -> Iterator[str]:

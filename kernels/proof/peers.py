@@ -17,14 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import torch
 
-if TYPE_CHECKING:
-    from .compiler import Compiled
-    from .sass import Loop
+from .hot_loop import hot_loop
 
 JSON = Path(__file__).parents[1] / "peers.json"
 HEADING = "Public kernels, same compiler"
@@ -33,6 +31,9 @@ DTYPES = (torch.bfloat16, torch.float32)
 BATCH, WIDTH, TEMPERATURE = 4096, 128, 0.1
 # NT-Xent's kernels that do the same work, shown for comparison.
 OWN_PATHS = ("forward-triangular", "forward-rectangular", "backward")
+# Exponentials a logit: more than one is an online softmax's or, up to twice as many, the same rows in two groups of
+# warps, work that is done twice. Beyond that a trip would be several tiles.
+_UNROLLED = 2.5
 Row = dict[str, Any]
 
 
@@ -208,7 +209,17 @@ def _row(peer: Peer, target: str, dtype: torch.dtype) -> Row:
     compiled = compile_for(target, kernel, launch.arguments, **launch.options)
     rows, columns = (launch.arguments[name] for name in peer.tile)
     logits = rows * columns / compiled.threads
-    loop, instructions = _whole(compiled, launch) if peer.one_tile else _loop(compiled, logits)
+    hot = hot_loop(
+        compiled.program,
+        logits,
+        ("MUFU.EX2",),
+        # A kernel of one tile has a loop over pieces of the features.
+        pieces=launch.arguments["D_MODEL"] / launch.arguments["BLOCK_SIZE_D"] if peer.one_tile else 0.0,
+        products=True,
+        whole=peer.one_tile,
+    )
+    if hot.repetition > _UNROLLED:
+        raise ValueError(f"{hot.repetition} exponentials a logit: the compiler unrolled the loop")
     stages = launch.options.get("num_stages", 3)
     return {
         "package": peer.package,
@@ -219,43 +230,14 @@ def _row(peer: Peer, target: str, dtype: torch.dtype) -> Row:
         "config": f"D={WIDTH}, {rows}×{columns}, {compiled.threads // 32} warps, {stages} stages",
         "registers": compiled.registers,
         "stack": compiled.stack,
-        "spills_in_loop": spills_inside(loop),
+        "spills_in_loop": spills_inside(hot.loop),
         "shared_bytes": compiled.shared,
         "tensor_instruction": compiled.tensor_instruction or "",
         "counted": "whole kernel" if peer.one_tile else "loop",
-        "counted_instructions": instructions,
-        "exponentials_per_logit": round(loop.count("MUFU.EX2") / logits, 2),
-        "instructions_per_logit": round(instructions / logits, 2),
+        "counted_instructions": hot.instructions,
+        "exponentials_per_logit": round(hot.repetition, 2),
+        "instructions_per_logit": round(hot.each, 2),
     }
-
-
-_TENSOR = ("HMMA", "HGMMA", "UTCHMMA")
-
-
-def _loop(compiled: Compiled, logits: float) -> tuple[Loop, int]:
-    """The loop over tiles and its instructions; logits: of a tile, a thread's share.
-
-    A trip is one tile. More exponentials than logits are an online softmax's, or, up to twice as many, the same rows in
-    two groups of warps: work that is done twice and no second tile.
-    """
-    loops = [loop for loop in _nested(compiled.program.loops) if loop.count("MUFU.EX2") and loop.count(*_TENSOR)]
-    hot = min(loops, key=lambda loop: loop.instructions)
-    if hot.count("MUFU.EX2") > 2.5 * logits:
-        raise ValueError(f"{hot.count('MUFU.EX2')} exponentials for {logits} logits: the compiler unrolled the loop")
-    return hot, hot.instructions
-
-
-def _nested(loops: list[Loop]) -> list[Loop]:
-    """Loops without those that start in another and end behind it: a barrier's slow path, which jumps back into it."""
-    return [loop for loop in loops if not any(o.start < loop.start < o.stop < loop.stop for o in loops)]
-
-
-def _whole(compiled: Compiled, launch: Launch) -> tuple[Loop, int]:
-    """The kernel and the instructions it runs, the loop over pieces of the features as often as there are pieces."""
-    whole = compiled.program.whole
-    pieces = launch.arguments["D_MODEL"] // launch.arguments["BLOCK_SIZE_D"]
-    inside = sum(loop.instructions for loop in compiled.program.innermost() if loop.count(*_TENSOR))
-    return whole, whole.instructions + inside * (pieces - 1)
 
 
 _INTRODUCTION = """Written by `python kernels/proof --peers FOLDER` with {versions}: the kernels of {packages}, as their

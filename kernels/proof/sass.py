@@ -65,7 +65,12 @@ def parse(text: str) -> Program:
             loops.append(_loop(code, start, i + 1))
     # A conditional `continue` shows as a second branch to the same head: keep the longest body.
     longest = {loop.start: loop for loop in sorted(loops, key=lambda loop: loop.stop)}
-    return Program(_loop(code, 0, len(code)), sorted(longest.values(), key=lambda loop: loop.start))
+    return Program(_loop(code, 0, len(code)), nested(sorted(longest.values(), key=lambda loop: loop.start)))
+
+
+def nested(loops: list[Loop]) -> list[Loop]:
+    """Loops without those that start in another and end behind it: a barrier's slow path, which jumps back into it."""
+    return [loop for loop in loops if not any(o.start < loop.start < o.stop < loop.stop for o in loops)]
 
 
 def _loop(code: list[tuple[str, str]], start: int, stop: int) -> Loop:

@@ -22,6 +22,7 @@ def name(row):
 @pytest.mark.parametrize("row", STORED["rows"], ids=name)
 def test_a_shipped_kernel_keeps_its_limits(row):
     assert row["spills_in_loop"] == 0
+    assert row["repetition"] < 2.0  # from 2 on: every logit computed twice
     assert row["shared_bytes"] <= LIMITS[row["target"]] * 1024
     assert row["instructions_per_unit"] <= (row["budget"] or float("inf"))
     if row["needs_tensor_cores"]:
@@ -37,6 +38,63 @@ def test_the_budgets_of_nt_xent_are_held_where_they_are_set():
     assert measured["forward-triangular"] <= 6.4
     assert measured["forward-rectangular"] <= 4.8
     assert measured["backward"] <= 7.4
+
+
+def test_the_budget_of_the_nearest_neighbor_is_held_where_it_is_set():
+    """Instructions a score of the scan on sm_90, 16 bit, D = 256."""
+    rows = [
+        row
+        for row in STORED["rows"]
+        if (row["op"], row["path"], row["target"]) == ("nearest_neighbor", "scan", "sm_90")
+    ]
+    (measured,) = (r for r in rows if r["dtype"] == "bfloat16" and "D=256" in r["config"])
+    assert measured["budget"] == 4.2
+    assert measured["instructions_per_unit"] <= 4.2
+
+
+# A loop over 8 logits a thread, of 30 instructions, in a loop over tiles; behind it a loop over pieces and one around.
+HOT_LOOPS = """
+import sys
+from collections import Counter
+sys.path.insert(0, sys.argv[1])
+from proof.hot_loop import hot_loop
+from proof.ledger import faults
+from proof.sass import Loop, Program
+program = lambda *loops: Program(Loop(0, 500, Counter()), list(loops))
+tiles = Loop(10, 60, Counter({"MUFU.EX2": 8, "HMMA.16816.F32": 4}))
+once = program(tiles, Loop(20, 50, Counter({"MUFU.EX2": 8, "HMMA.16816.F32": 4})))
+found = hot_loop(once, 8.0, ("MUFU.EX2",))
+assert (found.instructions, found.each, found.repetition) == (30, 30 / 8, 1.0)
+# The same instructions for half the units: two groups of warps compute the same rows.
+found = hot_loop(once, 4.0, ("MUFU.EX2",))
+assert (found.each, found.repetition) == (30 / 4, 2.0)
+row = {"spills_in_loop": 0, "shared_bytes": 0, "needs_tensor_cores": False, "target": "sm_90", "widest_load": 128}
+row |= {"budget": 0, "unit": "logit", "repetition": found.repetition}
+assert faults(row) == ["every logit is computed 2.0 times: take fewer warps or more rows"]
+# Two exponentials a logit are no repetition.
+assert hot_loop(once, 4.0, ("MUFU.EX2",), 2.0).repetition == 1.0
+# Four pieces of a product: the first stands before the loop over the others, and a second product of half a piece.
+outer = Loop(100, 180, Counter({"MUFU.EX2": 8, "HMMA.16816.F32": 10}))
+pieces = program(outer, Loop(120, 140, Counter({"HMMA.16816.F32": 4})))
+found = hot_loop(pieces, 8.0, ("MUFU.EX2",), pieces=4.5)
+assert (found.loop, found.instructions) == (outer, 80 + 2 * 20)
+for wrong in (
+    lambda: hot_loop(once, 16.0, ("MUFU.EX2",)),  # fewer exponentials than logits
+    lambda: hot_loop(once, 8.0, ("MUFU.LG2",)),  # no such instruction
+    lambda: hot_loop(pieces, 8.0, ("MUFU.EX2",), pieces=4.25),  # no whole number of trips
+):
+    try:
+        wrong()
+    except ValueError:
+        continue
+    raise AssertionError("counted")
+"""
+
+
+def test_instructions_are_counted_by_the_tile_and_repetition_is_a_fault():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", HOT_LOOPS, KERNELS], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def check(*options):

@@ -32,11 +32,10 @@ LOOPS = """
 import sys
 from collections import Counter
 sys.path.insert(0, sys.argv[1])
-from proof import peers
-from proof.sass import Loop
+from proof.sass import Loop, nested
 loop = lambda start, stop: Loop(start, stop, Counter())
 outer, inner, slow_path = loop(10, 100), loop(20, 60), loop(40, 120)
-assert peers._nested([outer, inner, slow_path]) == [outer, inner]
+assert nested([outer, inner, slow_path]) == [outer, inner]
 """
 
 

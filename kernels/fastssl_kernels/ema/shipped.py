@@ -39,6 +39,7 @@ def _average(target: torch.dtype, online: torch.dtype) -> Configuration:
         unit="parameter",
         # A store of the target is 128 bits in every row; loads of the online network may be narrower.
         anchor=("STG.E.128", "global_store_dwordx4"),
-        units_per_anchor=16 / target.itemsize,
+        anchors_per_unit=target.itemsize / 16,
+        units_per_trip=BLOCK,
         bytes=float(cost.parameter_bytes([1], target.itemsize, online.itemsize)),
     )

@@ -16,13 +16,13 @@ _LOADS = ("LDG.E.128", "global_load_dwordx4")
 
 
 def configurations(target: str) -> list[Configuration]:
-    rows = [_measure(torch.float32), _measure(torch.float32, found=True), _update(torch.float32, "A")]
+    rows = [_measure(target, torch.float32), _measure(target, torch.float32, found=True), _update(torch.float32, "A")]
     if target.startswith("gfx"):
         # LLVM turns the masks of the other rows into loops in the loop: they compile, but no count is to be trusted.
         return rows
     return [
         *rows,
-        _measure(torch.bfloat16),
+        _measure(target, torch.bfloat16),
         _update(torch.float32, "C"),
         _update(torch.float32, "A", averaged=True),
         _update(torch.float32, "A", averaged=True, copied=torch.bfloat16),
@@ -46,7 +46,7 @@ def _shared(dtype: torch.dtype, variant: str, found: bool) -> dict[str, Any]:
     }
 
 
-def _measure(dtype: torch.dtype, *, found: bool = False) -> Configuration:
+def _measure(target: str, dtype: torch.dtype, *, found: bool = False) -> Configuration:
     return Configuration(
         path="measure, checked" if found else "measure",
         kernel=measure_kernel,
@@ -56,7 +56,9 @@ def _measure(dtype: torch.dtype, *, found: bool = False) -> Configuration:
         options={"num_warps": WARPS},
         unit="parameter",
         anchor=_LOADS,
-        units_per_anchor=16 / dtype.itemsize / 2,
+        anchors_per_unit=2 * dtype.itemsize / 16,
+        # LLVM takes two blocks a trip.
+        units_per_trip=BLOCK * (2 if target.startswith("gfx") else 1),
         bytes=2.0 * dtype.itemsize,
     )
 
@@ -83,6 +85,7 @@ def _update(
         options={"num_warps": WARPS},
         unit="parameter",
         anchor=_LOADS,
-        units_per_anchor=16 / dtype.itemsize / (4 if averaged else 3),
+        anchors_per_unit=(4 if averaged else 3) * dtype.itemsize / 16,
+        units_per_trip=BLOCK,
         bytes=float(moved + (copied.itemsize if copied is not None else 0)),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..configuration import Configuration
-from ..tile import Tile, launch_options
+from ..tile import Tile, launch_options, piece_products
 from . import cost
 from .kernel import pick_kernel, scan_kernel
 from .launch import PICK_WARPS, pick_constants, splits_for
@@ -21,7 +21,7 @@ _BUDGET = {"sm_90": 4.2}
 _MULTIPLY_ADD: dict[str, dict[str, Any]] = {
     "sm_80": {"anchor": ("FFMA",)},
     "sm_90": {"anchor": ("FFMA",)},
-    "sm_100": {"anchor": ("FFMA2",), "units_per_anchor": 2.0},
+    "sm_100": {"anchor": ("FFMA2",), "anchors_per_unit": 0.5},
 }
 
 
@@ -44,8 +44,6 @@ def _scan(target: str, products: torch.dtype, width: int, *, every: bool = False
     tile = tile_for(width, products, target)
     constants, options = launch_options(tile, width, products, target)
     instruction, scores = _per_tensor_instruction(target, tile, products, constants["PRECISION"])
-    # Up to two pieces the compiler unrolls; more are an inner loop, which then is the hot one.
-    parts = width // tile.piece if width <= 2 * tile.piece else 1
     arguments = {
         "z": products,
         "queue": products,
@@ -65,10 +63,12 @@ def _scan(target: str, products: torch.dtype, width: int, *, every: bool = False
         config=f"D={width}, {tile.owner}×{tile.streamed}, {tile.warps} warps, {tile.stages} stages",
         arguments=arguments,
         options=options,
-        unit="score" if parts * tile.piece == width else "score's piece",
+        unit="score",
         anchor=(instruction,),
-        units_per_anchor=scores / parts,
-        flops=2.0 * parts * tile.piece * (3 if constants["PRECISION"] == "tf32x3" else 1),
+        anchors_per_unit=width / tile.piece / scores,
+        units_per_trip=tile.owner * tile.streamed,
+        pieces=piece_products(tile, width, target),
+        flops=2.0 * width * (3 if constants["PRECISION"] == "tf32x3" else 1),
         budget=_BUDGET if (products, width, every) == (_BF16, 256, False) else {},
     )
 
@@ -105,8 +105,11 @@ def _pick(target: str, stored: torch.dtype, k: int) -> Configuration:
         **pick_constants(width, k, tile.streamed),
     }
     moved = cost.pick_bytes(_BATCH, width, k, tile, slots=slots, z_itemsize=stored.itemsize, itemsize=stored.itemsize)
-    # An element is one number of a candidate. For one tile AMD's compiler leaves no loop, so the whole kernel counts.
-    counted = {"units_per_program": tile.streamed * width} if target == "gfx942" else _MULTIPLY_ADD[target]
+    # An element is one number of a candidate. Where the compiler unrolls every piece the whole kernel counts.
+    if target == "gfx942" or (stored == _FP32 and target != "sm_100"):
+        counted: dict[str, Any] = {"units_per_program": tile.streamed * width}
+    else:
+        counted = {**_MULTIPLY_ADD[target], "units_per_trip": tile.streamed * arguments["W"]}
     return Configuration(
         path="pick",
         kernel=pick_kernel,

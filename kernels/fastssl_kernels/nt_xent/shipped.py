@@ -8,7 +8,7 @@ import torch
 
 from ..configuration import Configuration
 from ..rows_kernel import unit_rows_kernel, unit_rows_per_program
-from ..tile import Tile, launch_options
+from ..tile import Tile, launch_options, piece_products
 from .kernel import rectangle_kernel, triangle_kernel
 from .kernel_gradient import gradient_kernel
 from .launch import LOG2E
@@ -57,7 +57,8 @@ def _shipped(
     width: int,
     arguments: dict[str, Any],
     budget: str = "",
-    **work: float,
+    gathered: int = 0,
+    **work: Any,
 ) -> Configuration:
     constants, options = launch_options(tile, width, products, target)
     if constants["PRECISION"] == "tf32x3":
@@ -71,10 +72,10 @@ def _shipped(
         options=options,
         unit="logit",
         anchor=_EX2,
-        # One trip is unrolled by the compiler.
-        inner_trips=width // tile.piece - 1 if width > 2 * tile.piece else 0,
+        units_per_trip=tile.owner * tile.streamed,
+        pieces=piece_products(tile, width, target, gathered=gathered),
         budget=_BUDGETS[budget] if budget and (products, width) == (_BF16, 128) else {},
-        **work,  # type: ignore[arg-type]
+        **work,
     )
 
 
@@ -95,7 +96,7 @@ def _triangle(target: str, products: torch.dtype, width: int) -> Configuration:
         "BLOCK": tile.owner,
         "EVEN": True,
     }
-    work = {"flops": 2.0 * width, "exponentials": 1.0}
+    work: dict[str, Any] = {"flops": 2.0 * width, "exponentials": 1.0}
     return _shipped("forward-triangular", triangle_kernel, tile, target, products, width, arguments, "triangle", **work)
 
 
@@ -130,9 +131,10 @@ def _rectangle(
     }
     words = ["forward-rectangular"]
     words += [w for w, on in (("metrics", metrics), ("online", online), ("queue, with gradient", attract)) if on]
-    work = {"flops": 2.0 * width + 2.0 * tile.piece * attract, "exponentials": 1.0}
+    work: dict[str, Any] = {"flops": 2.0 * width + 2.0 * tile.piece * attract, "exponentials": 1.0}
     budget = "rectangle" if len(words) == 1 else ""
-    return _shipped(" ".join(words), rectangle_kernel, tile, target, products, width, arguments, budget, **work)
+    path = " ".join(words)
+    return _shipped(path, rectangle_kernel, tile, target, products, width, arguments, budget, attract, **work)
 
 
 def _gradient(
@@ -169,9 +171,13 @@ def _gradient(
     words = [word for word, on in (("few rows", few), ("online", online), ("keys", keys)) if on]
     path = " ".join(["backward", *words])
     exponentials = 2.0 if online else 1.0
-    work = {"flops": 2.0 * (width + tile.piece), "exponentials": exponentials, "units_per_anchor": 1.0 / exponentials}
+    work: dict[str, Any] = {
+        "flops": 2.0 * (width + tile.piece),
+        "exponentials": exponentials,
+        "anchors_per_unit": exponentials,
+    }
     budget = "gradient" if path == "backward" else ""
-    return _shipped(path, gradient_kernel, tile, target, products, width, arguments, budget, **work)
+    return _shipped(path, gradient_kernel, tile, target, products, width, arguments, budget, 1, **work)
 
 
 def _unit_rows(products: torch.dtype, width: int) -> Configuration:

@@ -40,19 +40,21 @@ _TABLE = {
     },
     ("sm_80", 2, "wide"): dict.fromkeys(_KERNELS, Tile(64, 64, 128, 4, 2)),
     # Three TF32 products make one of fp32; operands split in two fill the registers, so tiles and pieces are small.
-    ("sm_80", 4, "narrow"): {**dict.fromkeys(_KERNELS, Tile(64, 32, 64, 4, 2)), "triangle": Tile(32, 32, 64, 4, 2)},
+    # More than two warps on 32 rows would compute every logit twice.
+    ("sm_80", 4, "narrow"): {**dict.fromkeys(_KERNELS, Tile(64, 32, 64, 4, 2)), "triangle": Tile(32, 32, 128, 2, 1)},
     # Three stages hide the loads; registers allow one program a multiprocessor in any case.
     ("sm_90", 2, "narrow"): {
         **dict.fromkeys(_KERNELS, Tile(128, 128, 128, 8, 3)),
         "gradient-few": Tile(64, 128, 128, 4, 2),
     },
-    # A gradient of 128 × 256 spills (a stack of 1,376 bytes); 64 rows shared by two warp groups do not.
+    # A warp group takes 64 rows: eight warps on 64 rows would compute every logit twice. The gradients' epilogue spills
+    # (a stack of 1.3 KB, once a program), their hot loops do not.
     ("sm_90", 2, "middle"): {
         "triangle": Tile(128, 128, 256, 8, 2),
         "rectangle": Tile(128, 128, 256, 8, 2),
         "attraction": Tile(128, 64, 256, 8, 2),
-        "gradient": Tile(64, 128, 256, 8, 2),
-        "gradient-few": Tile(64, 128, 256, 8, 2),
+        "gradient": Tile(128, 64, 256, 8, 2),
+        "gradient-few": Tile(64, 64, 256, 4, 2),
     },
     ("sm_90", 2, "wide"): {**dict.fromkeys(_KERNELS, Tile(128, 64, 128, 8, 2)), "triangle": Tile(128, 128, 128, 8, 2)},
     ("sm_90", 4, "narrow"): {
@@ -82,14 +84,25 @@ _TABLE = {
         "gradient": Tile(64, 64, 64, 8, 2),
         "gradient-few": Tile(64, 64, 64, 8, 2),
     },
-    # 64 KB of local memory; a wave has 64 lanes.
+    # 64 KB of local memory; a wave has 64 lanes and, where a second product follows, takes 32 rows.
     ("gfx942", 2, "narrow"): {
-        **dict.fromkeys(_KERNELS, Tile(64, 64, 128, 4, 2)),
+        "triangle": Tile(64, 64, 128, 4, 2),
         "rectangle": Tile(128, 128, 128, 8, 2),
+        "attraction": Tile(128, 64, 128, 4, 1),
+        "gradient": Tile(128, 64, 128, 4, 1),
+        "gradient-few": Tile(64, 64, 128, 2, 1),
     },
-    ("gfx942", 2, "middle"): dict.fromkeys(_KERNELS, Tile(64, 64, 128, 4, 1)),
+    ("gfx942", 2, "middle"): {
+        **dict.fromkeys(_KERNELS, Tile(128, 64, 128, 4, 1)),
+        "triangle": Tile(64, 64, 128, 2, 1),
+        "gradient-few": Tile(64, 64, 128, 2, 1),
+    },
     ("gfx942", 2, "wide"): dict.fromkeys(_KERNELS, Tile(64, 64, 128, 4, 2)),
-    ("gfx942", 4, "narrow"): dict.fromkeys(_KERNELS, Tile(64, 64, 64, 4, 1)),
+    ("gfx942", 4, "narrow"): {
+        **dict.fromkeys(_KERNELS, Tile(64, 64, 64, 2, 1)),
+        "triangle": Tile(64, 64, 64, 4, 1),
+        "rectangle": Tile(64, 64, 64, 4, 1),
+    },
     **{
         (target, 4, "wide"): dict.fromkeys(_KERNELS, Tile(64, 64, 32, 4, 2))
         for target in ("sm_80", "sm_90", "sm_100", "gfx942")

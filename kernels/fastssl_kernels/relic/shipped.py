@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..configuration import Configuration
-from ..tile import Tile, launch_options
+from ..tile import Tile, launch_options, piece_products
 from .kernel import pair_statistics_kernel, pair_sums_kernel
 from .kernel_combine import combine_kernel
 from .kernel_gradient import pair_gradient_kernel, view_gradient_kernel
@@ -86,7 +86,9 @@ def _sums(
     arguments |= {"INVARIANCE": invariance, "EXPECTATION": metrics, "MAXIMUM": metrics}
     words = ["forward", "sampled" if sampled else "all negatives"]
     words += [w for w, on in (("metrics", metrics), ("online", online), ("no invariance", not invariance)) if on]
-    work = {"flops": 2.0 * width, "exponentials": 1.0}
+    # A tile is computed for two predictions at once.
+    work = {"flops": 2.0 * width, "exponentials": 1.0, "units_per_trip": tile.owner * tile.streamed * (1 + invariance)}
+    work["pieces"] = piece_products(tile, width, target, 1 + invariance)
     return _shipped(", ".join(words), pair_sums_kernel, tile, target, products, width, arguments, work)
 
 
@@ -116,7 +118,8 @@ def _gradient(
     words += [w for w, on in (("both sides", second), ("no invariance", not invariance)) if on]
     exponentials = 2.0 if second else 1.0
     work = {"flops": 2.0 * width * (1 + invariance) + 2.0 * tile.piece, "exponentials": exponentials}
-    work["units_per_anchor"] = 1.0 / exponentials
+    work |= {"anchors_per_unit": exponentials, "units_per_trip": tile.owner * tile.streamed}
+    work["pieces"] = piece_products(tile, width, target, 1 + invariance, gathered=1)
     return _shipped(", ".join(words), pair_gradient_kernel, tile, target, products, width, arguments, work)
 
 
@@ -142,7 +145,6 @@ def _shipped(
         options=options,
         unit="logit",
         anchor=_EX2,
-        inner_trips=width // tile.piece - 1 if width > 2 * tile.piece else 0,
         **work,  # type: ignore[arg-type]
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..configuration import Configuration
-from ..tile import launch_options, padded_rows
+from ..tile import launch_options, padded_rows, piece_products
 from .kernel import first_kernel, iterate_kernel, reduce_kernel
 from .kernel_features import log_sum_kernel, write_kernel
 from .launch import LOG2E
@@ -63,7 +63,8 @@ def _first(dtype: torch.dtype) -> Configuration:
         options={"num_warps": passes.first_warps, "enable_fp_fusion": True},
         unit="score",
         anchor=_EX2,
-        units_per_anchor=1.0 / per_score,
+        anchors_per_unit=per_score,
+        units_per_trip=passes.first_rows * passes.first_block,
         exponentials=per_score,
         bytes=float(dtype.itemsize),
     )
@@ -97,7 +98,8 @@ def _iterate(dtype: torch.dtype, *, write: bool) -> Configuration:
         unit="score",
         anchor=_EX2,
         # The last chunk is not full: its lanes work for nothing.
-        units_per_anchor=_PROTOTYPES / padded,
+        anchors_per_unit=padded / _PROTOTYPES,
+        units_per_trip=passes.rows * _PROTOTYPES,
         exponentials=padded / _PROTOTYPES,
         bytes=float(dtype.itemsize + 4 * write),
     )
@@ -160,7 +162,8 @@ def _half(target: str, products: torch.dtype, width: int, *, first: bool) -> Con
         options=options,
         unit="score",
         anchor=_EX2,
-        inner_trips=width // tile.piece - 1 if width > 2 * tile.piece else 0,
+        units_per_trip=tile.owner * tile.streamed,
+        pieces=piece_products(tile, width, target),
         flops=flops,
         exponentials=1.0,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..configuration import Configuration
-from ..tile import launch_options, padded_rows
+from ..tile import launch_options, padded_rows, piece_products
 from .kernel import code_sums_kernel, finish_kernel, predict_kernel, prototype_kernel
 from .kernel_scores import code_cross_entropy_backward_kernel, code_cross_entropy_kernel
 from .launch import LOG2E, score_options
@@ -32,7 +32,7 @@ def configurations(target: str) -> list[Configuration]:
         _prototypes(target, _BF16, 256),
         _prototypes(target, _FP32, 128),
         _finish(128),
-        *(_scores(dtype, backward=backward) for dtype in (_FP32, _BF16) for backward in (False, True)),
+        *(_scores(target, dtype, backward=backward) for dtype in (_FP32, _BF16) for backward in (False, True)),
     ]
 
 
@@ -56,7 +56,8 @@ def _shipped(
     constants, options = launch_options(tile, width, products, target)
     times = 3.0 if constants["PRECISION"] == "tf32x3" else 1.0
     if name != "codes":
-        work["inner_trips"] = width // tile.piece - 1 if width > 2 * tile.piece else 0
+        work["units_per_trip"] = tile.owner * tile.streamed
+        work["pieces"] = piece_products(tile, width, target, gathered=multiplied - 1)
     return Configuration(
         path=path,
         kernel=kernel,
@@ -158,7 +159,7 @@ def _finish(width: int) -> Configuration:
     )
 
 
-def _scores(dtype: torch.dtype, *, backward: bool) -> Configuration:
+def _scores(target: str, dtype: torch.dtype, *, backward: bool) -> Configuration:
     options = score_options(_PROTOTYPES)
     warps = options.pop("num_warps")
     arguments: dict[str, Any] = {
@@ -171,6 +172,9 @@ def _scores(dtype: torch.dtype, *, backward: bool) -> Configuration:
     }
     arguments |= {"grad": _FP32, "result": dtype, "temperature": 0.1} if backward else {"losses": _FP32}
     exponentials = 1.0 if backward else 2.0
+    # LLVM unrolls the loop over blocks, except the backward one of bfloat16.
+    unrolled = target == "gfx942" and (dtype == _FP32 or not backward)
+    blocks = -(-_PROTOTYPES // options["BLOCK"]) if unrolled else 1
     return Configuration(
         path="scores, backward" if backward else "scores, forward",
         kernel=code_cross_entropy_backward_kernel if backward else code_cross_entropy_kernel,
@@ -180,7 +184,8 @@ def _scores(dtype: torch.dtype, *, backward: bool) -> Configuration:
         options={"num_warps": warps},
         unit="score",
         anchor=_EX2,
-        units_per_anchor=1.0 / exponentials,
+        anchors_per_unit=exponentials,
+        units_per_trip=options["ROWS"] * options["BLOCK"] * blocks,
         exponentials=exponentials,
         bytes=dtype.itemsize * (1.0 + backward) + 4.0,
     )

@@ -15,8 +15,9 @@ def tile_for(kernel: str, width: int, products: torch.dtype, target: str) -> Til
     tile = _TABLE[target, products.itemsize][kernel]
     if width > 128 and products.itemsize == 2:
         # Rows of 512 bytes: two stages of 64 of them fit in shared memory beside the owner's.
-        owner = 64 if target in ("sm_80", "gfx942") else tile.owner
-        tile = tile._replace(owner=owner, streamed=64, stages=1 if target == "gfx942" else 2)
+        # Each of eight warps would rescale the sums of all 64 rows (37 instructions a score, not 25).
+        owner, warps = (64, min(tile.warps, 4)) if target in ("sm_80", "gfx942") else (tile.owner, tile.warps)
+        tile = tile._replace(owner=owner, streamed=64, warps=warps, stages=1 if target == "gfx942" else 2)
     return tile._replace(piece=min(tile.piece, width))
 
 
@@ -38,12 +39,14 @@ _TABLE = {
         "predict": Tile(128, 128, 128, 8, 2),
         "prototypes": Tile(128, 128, 128, 8, 2),
     },
+    # A wave takes 32 rows where a second product follows: four would compute every score twice.
     ("gfx942", 2): {
         "codes": Tile(64, 64, 128, 4, 1),
-        "predict": Tile(64, 64, 128, 4, 2),
-        "prototypes": Tile(64, 64, 128, 4, 1),
+        "predict": Tile(64, 64, 128, 2, 2),
+        "prototypes": Tile(64, 64, 128, 2, 1),
     },
     # Pieces of 64 spill where the running sums are held beside the logits.
     **{(target, 4): {**_SINGLE, "predict": Tile(128, 32, 32, 8, 2)} for target in ("sm_80", "sm_90")},
-    **{(target, 4): _SINGLE for target in ("sm_100", "gfx942")},
+    ("sm_100", 4): _SINGLE,
+    ("gfx942", 4): {**_SINGLE, "predict": Tile(64, 32, 64, 2, 2), "prototypes": Tile(64, 32, 64, 2, 2)},
 }
