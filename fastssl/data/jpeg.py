@@ -8,9 +8,10 @@ inside the entropy-coded data of such a file changes pixels, but stops no decode
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
@@ -93,13 +94,16 @@ def _scan_is_plain(body: bytes, frame: bytes, quantization: set[int], huffman: s
     return True
 
 
-_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+_ENDS_SCAN = np.ones(256, dtype=np.bool_)
+_ENDS_SCAN[[0x00, 0xFF, *range(0xD0, 0xD8)]] = False
 
 
 def _marker_after_scan(data: bytes, start: int) -> int | None:
     """The marker that ends the scan: in its data 0xFF precedes 0 (a byte of data) or makes a restart marker."""
-    found = _MARKER.search(data, start)
-    return None if found is None else found[1][0]
+    scan = np.frombuffer(data, dtype=np.uint8)[start:]
+    after = scan[1:][np.flatnonzero(scan[:-1] == 0xFF)]
+    ends = _ENDS_SCAN[after]
+    return int(after[ends.argmax()]) if ends.any() else None
 
 
 def inspect(data: bytes) -> JpegHeader:

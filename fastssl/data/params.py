@@ -77,19 +77,29 @@ class ViewParams:
 _ARRAYS = tuple(field.name for field in fields(ViewParams) if field.name != "study")
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """Where the box samplers get their numbers from: attempt k of any subset of the samples."""
+_TOGETHER = 4
+"""Attempts whose numbers are drawn at once: a call takes longer than the numbers of a small batch."""
 
-    seed: int
-    epoch: int
-    samples: NDArray[np.int64]
-    views: NDArray[np.int64]
+
+class _Draws:
+    """Where the box samplers get their numbers from: attempt k of those rows that all attempts before it had."""
+
+    def __init__(
+        self, seed: int, epoch: int, samples: NDArray[np.int64], views: NDArray[np.int64], together: int
+    ) -> None:
+        self._seed, self._epoch, self._samples, self._views = seed, epoch, samples, views
+        self._together = together
+        self._rows, self._drawn = np.arange(0), np.empty((0, 0))
 
     def attempt(self, k: int, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        """float64 `[4, len(rows)]`."""
-        first = _PHOTOMETRIC + 4 * k
-        return uniforms(self.seed, self.epoch, self.samples[rows], self.views[rows], 4, first=first).T
+        """float64 `[4, len(rows)]`; rows ascend."""
+        number = k % self._together
+        if number == 0:
+            first, count = _PHOTOMETRIC + 4 * k, 4 * self._together
+            self._rows = rows
+            self._drawn = uniforms(self._seed, self._epoch, self._samples[rows], self._views[rows], count, first=first)
+        at = np.searchsorted(self._rows, rows)
+        return self._drawn[at, 4 * number : 4 * number + 4].T
 
 
 def _below(u: NDArray[np.float64], count: NDArray[np.float64] | float) -> NDArray[np.float64]:
@@ -213,7 +223,8 @@ def sample_params(
         factors[:, 0] = (2 * u[3] - 1) * spec.brightness
     factors[:, 3] = (2 * u[6] - 1) * spec.hue
     sigma = spec.blur_sigma[0] + u[8] * (spec.blur_sigma[1] - spec.blur_sigma[0])
-    box = _BOXES[spec.sampler](spec, _Draws(seed, epoch, ids, views), h, w)
+    together = 1 if spec.sampler == "clip" else _TOGETHER
+    box = _BOXES[spec.sampler](spec, _Draws(seed, epoch, ids, views, together), h, w)
     return ViewParams(
         box=box.astype(np.float32),
         flip=u[0] < spec.flip,

@@ -52,10 +52,17 @@ typedef struct {
     float *across, *down; /* [S, taps] weights */
     int32_t *across_first, *across_count, *down_first, *down_count;
     int32_t across_taps, down_taps;
-    float *line[2], *rings; /* for the blur: two rows with borders, and rows that wait, [passes, channels, taps, pitch] */
+    float *line[2], *rings; /* for the blur: two rows with borders, and rows that wait, [passes, channels, slots, pitch] */
     int32_t pitch;          /* S, rounded up to GROUP */
     Kernel kernel;
 } Scratch;
+
+/* Rows of a blur's ring: a power of two, so that a row's place is a mask and no division. */
+static inline int slots_for(int half) {
+    int slots = 4;
+    while (slots < 2 * half + 1) slots *= 2;
+    return slots;
+}
 
 typedef void RenderView(const Job *job, Scratch *scratch, int view);
 RenderView fastssl_view_plain, fastssl_view_avx2, fastssl_view_avx512;

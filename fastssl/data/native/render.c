@@ -75,7 +75,7 @@ static size_t lay_out(const Job *job, Scratch *s, char *at) {
     s->down_first = take(&at, &bytes, sizeof(int32_t) * size);
     s->down_count = take(&at, &bytes, sizeof(int32_t) * size);
     for (int i = 0; i < 2; i++) s->line[i] = take(&at, &bytes, number * ((size_t)s->pitch + 2 * half + GROUP));
-    s->rings = take(&at, &bytes, number * passes * 3 * (2 * half + 1) * (size_t)s->pitch);
+    s->rings = take(&at, &bytes, number * passes * 3 * (size_t)slots_for((int)half) * (size_t)s->pitch);
     return bytes;
 }
 

@@ -120,13 +120,14 @@ INLINE void transpose(const float *from, size_t from_pitch, float *to, size_t to
 /* Rows top … top + block - 1 of a view, along y: to `columns`, [3 w, ROWS]. */
 INLINE void resize_down(const Scratch *s, const uint8_t *source, size_t stride, int wide, int top, int block) {
     const int begin = s->down_first[top], stop = s->down_first[top + block - 1] + s->down_count[top + block - 1];
+    const size_t ahead = (size_t)(stop - begin) * stride;
     for (int k = 0; k < wide; k += SPAN) {
         const int n = wide - k < SPAN ? wide - k : SPAN;
         for (int y = begin; y < stop; y++) {
             float *row = s->window + (size_t)(y - begin) * SPAN;
             const uint8_t *bytes = source + (size_t)y * stride + k;
-            __builtin_prefetch(bytes + SPAN);
-            __builtin_prefetch(bytes + SPAN + 64);
+            __builtin_prefetch(bytes + ahead);
+            __builtin_prefetch(bytes + ahead + 64);
             if (n == SPAN) {
                 widen(row, bytes, SPAN);
             } else {
@@ -388,7 +389,7 @@ INLINE void blur_across(const Scratch *s, const Kernel *kernel, const float *row
 /* Rows go through the passes one behind the other: row y of pass p is made when row y + half of the pass before is. */
 INLINE void second_visit(const Job *job, Scratch *s, int view, Plan *made, float *x, size_t area) {
     const Kernel *kernel = &s->kernel;
-    const int size = job->size, half = kernel->half, passes = kernel->passes, taps = 2 * half + 1;
+    const int size = job->size, half = kernel->half, passes = kernel->passes, slots = slots_for(half), slot = slots - 1;
     const int contrasted = made->second < made->count, rows = CHUNK / size > 0 ? CHUNK / size : 1;
     if (!made->blurred) {
         color(job, view, made, 1, x, area, (int)area);
@@ -398,16 +399,16 @@ INLINE void second_visit(const Job *job, Scratch *s, int view, Plan *made, float
         if (contrasted && now < size && now % rows == 0)
             color(job, view, made, 1, x + (size_t)now * size, area, (size - now < rows ? size - now : rows) * size);
         for (int c = 0; c < 3; c++) {
-            float *plane = x + area * (size_t)c, *ring = s->rings + (size_t)(c * passes * taps) * s->pitch;
-            if (now < size) blur_across(s, kernel, plane + (size_t)now * size, ring + (size_t)(now % taps) * s->pitch, size);
-            for (int pass = 0; pass < passes; pass++, ring += (size_t)taps * s->pitch) {
+            float *plane = x + area * (size_t)c, *ring = s->rings + (size_t)(c * passes * slots) * s->pitch;
+            if (now < size) blur_across(s, kernel, plane + (size_t)now * size, ring + (size_t)(now & slot) * s->pitch, size);
+            for (int pass = 0; pass < passes; pass++, ring += (size_t)slots * s->pitch) {
                 const int y = now - (pass + 1) * half;
                 if (y < 0 || y >= size) continue;
                 const float *around[MOST_TAPS], **middle = around + half;
                 for (int k = -half; k <= half; k++)
-                    middle[k] = ring + (size_t)(inside(y + k, size, kernel->reflected) % taps) * s->pitch;
+                    middle[k] = ring + (size_t)(inside(y + k, size, kernel->reflected) & slot) * s->pitch;
                 if (pass + 1 < passes) {
-                    smooth(ring + (size_t)(taps + y % taps) * s->pitch, middle, kernel->weight, half, s->pitch);
+                    smooth(ring + (size_t)(slots + (y & slot)) * s->pitch, middle, kernel->weight, half, s->pitch);
                     continue;
                 }
                 float *out = plane + (size_t)y * size;
