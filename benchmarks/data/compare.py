@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from fastssl.bench.floor import Floor
 from fastssl.data import Augmentation, ViewLoader, open_source
 from fastssl.data.decode import DaliDecoder, decode_one
 from fastssl.data.jpeg import inspect
+from fastssl.report.environment import environment
 
 BATCH = 32
 
@@ -141,8 +141,8 @@ def main() -> None:
     for name, median in medians.items():
         print(f"{name:14}{median:10.1f}{medians['native'] / median:11.2f}x")
     if options.out is not None:
-        environment = {"torch": torch.__version__, "cpu": platform.processor(), "threads": threads}
-        plain = {"views": options.views, "images": len(files), "environment": environment, "images_per_second": speeds}
+        machine = {"torch": torch.__version__, "cpu": environment()["cpu"]["model"], "threads": threads}
+        plain = {"views": options.views, "images": len(files), "environment": machine, "images_per_second": speeds}
         options.out.write_text(json.dumps(plain, indent=1) + "\n")
 
 
