@@ -46,7 +46,7 @@ def run(*args: str, capsys) -> tuple[int, str, str]:
                 "--train.batch-size",
                 "8",
                 "--backbone.name",
-                "timm:resnet51a",
+                "torchvision:resnet51",
             ],
             "close names: resnet",
         ),

@@ -263,6 +263,6 @@ def test_bytes_of_a_recipe_against_the_floor():
 def test_products_use_tensor_cores():
     ledger = Path(__file__).parents[2] / "kernels" / "ledger.json"
     rows = [row for row in json.loads(ledger.read_text(encoding="utf-8"))["rows"] if row["op"] == "augment"]
-    assert {row["path"].split("-")[0] for row in rows} == {"resize", "color", "blur"}
+    assert {row["path"].split("-")[0] for row in rows} == {"resize", "color", "blur", "study"}
     for row in rows:
-        assert bool(row["tensor_instruction"]) == (row["path"] != "color"), row["path"]
+        assert bool(row["tensor_instruction"]) == (row["path"].split("-")[0] in ("resize", "blur")), row["path"]

@@ -110,8 +110,9 @@ def test_ranks_agree_with_one_process(case, ranks):
     assert sum(g.norm() > 0 for g in expected[3:]) >= 2
     for results in ranks:
         for ours, theirs in zip(results[case], expected, strict=True):
-            # τ = 0.01 leaves losses and entropies of 1e-6, sums of numbers near 1.
-            assert (ours - theirs).norm() <= TOLERANCE * theirs.norm().clamp(min=1e-3)
+            # τ = 0.01 leaves losses of 1e-6 and gradients of 1e-4: differences of numbers near 1, and near 1/τ.
+            least = 1e-2 if case.endswith("online") else 1e-3
+            assert (ours - theirs).norm() <= TOLERANCE * theirs.norm().clamp(min=least)
 
 
 def test_the_adapter_gathers_only_if_told(ranks):
