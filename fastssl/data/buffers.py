@@ -6,7 +6,9 @@ faults then cost as much as drawing.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import threading
 
 import torch
@@ -40,6 +42,17 @@ class Buffers:
             if len(kept) < MOST_KEPT and _sharers(fresh) == 1:
                 kept.append(fresh)
             return fresh.view(shape)
+
+
+def give_back_free_memory() -> None:
+    """Return the free pages of the C library's heap to the system, where it is glibc.
+
+    Decoded batches below its limit for mapped blocks (32 MB) leave gaps in the heap, as each is of another size:
+    without this, resident memory grew by a fifth over twenty epochs of 16 MB batches.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def _sharers(tensor: Tensor) -> int:

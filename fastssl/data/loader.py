@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from .buffers import give_back_free_memory
 from .counter import MAX_VIEWS, REPLACEMENT_VIEW, words
 from .dali_graph import check_view
 from .decode import HW_DECODER_LOAD, DecoderKind
@@ -265,6 +266,7 @@ class ViewLoader:
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step must be in [0, {self.steps_per_epoch}], got {start_step}")
         self._stop()
+        give_back_free_memory()
         steps = range(start_step, self.steps_per_epoch)
         if not self._prefetch:
             return (self.batch(epoch, step) for step in steps)
