@@ -47,8 +47,7 @@ class Buffers:
 def give_back_free_memory() -> None:
     """Return the free pages of the C library's heap to the system, where it is glibc.
 
-    Decoded batches below its limit for mapped blocks (32 MB) leave gaps in the heap, as each is of another size:
-    without this, resident memory grew by a fifth over twenty epochs of 16 MB batches.
+    Decoded batches below its limit for mapped blocks (32 MB) leave gaps in the heap, as each is of another size.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:

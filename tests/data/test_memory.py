@@ -2,7 +2,7 @@
 
 A batch's decoded pixels are one block of DALI's here, of 49 MB and another size each time. Blocks above 32 MB are
 mapped and given back by the C library; smaller ones stay on its heap, where their changing sizes leave gaps: batches of
-16 MB were seen to add up to four blocks (3 to 8 %) in twenty epochs, though each epoch gives free pages back.
+16 MB can add some blocks, though each epoch gives free pages back. That is not held to a bound here.
 """
 
 from __future__ import annotations

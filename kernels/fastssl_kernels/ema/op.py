@@ -57,8 +57,7 @@ def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: 
 def _check_lists(targets: list[Tensor], onlines: list[Tensor]) -> bool:
     """Whether all tensors are of one dtype, as usual: then whole lists are compared, and nothing is taken one by one.
 
-    The loop over pairs takes 0.2 ms of the 10 ms of ResNet-50's parameters on a core, whole lists 0.08 ms, lists that
-    were seen before 0.02 ms.
+    The loop over pairs is what makes this slower than torch's call alone; lists that were seen before take least.
     """
     if len(targets) != len(onlines):
         raise ValueError(f"target and online must be equally long, got {len(targets)} and {len(onlines)} tensors")
