@@ -1,7 +1,7 @@
-"""Memory for views, used again when nobody looks at the old ones any more.
+"""Memory for views and decoded pixels, used again when nobody looks at the old ones any more.
 
 A batch of views is tens of megabytes, which the C library takes from the system and gives back each time: the page
-faults then cost as much as drawing.
+faults then cost as much as drawing. Blocks that it keeps on its heap, and each of another size, leave gaps there.
 """
 
 from __future__ import annotations
@@ -19,35 +19,38 @@ MOST_KEPT = 8
 
 
 class Buffers:
-    """Hands out float32 CPU tensors. One is idle when no tensor but the kept one shares its storage.
+    """Hands out CPU tensors. One is idle when no tensor but the kept one shares its storage.
 
     Args:
+        dtype: of the tensors.
         pin: page-locked memory, from which a GPU copies while the CPU goes on.
+        step: a buffer's numbers are rounded up to a multiple of it, so that one serves shapes of nearly one size.
     """
 
-    def __init__(self, *, pin: bool = False) -> None:
-        self._pin = pin
+    def __init__(self, *, dtype: torch.dtype = torch.float32, pin: bool = False, step: int = 1) -> None:
+        self._dtype, self._pin, self._step = dtype, pin, step
         self._kept: dict[int, list[Tensor]] = {}
         self._lock = threading.Lock()
 
     def empty(self, *shape: int) -> Tensor:
         """A tensor of any content, contiguous."""
         numbers = math.prod(shape)
+        size = -(-numbers // self._step) * self._step
         with self._lock:
-            kept = self._kept.setdefault(numbers, [])
+            kept = self._kept.setdefault(size, [])
             for buffer in kept:
                 if _sharers(buffer) == 1:
-                    return buffer.view(shape)
-            fresh = torch.empty(numbers, pin_memory=self._pin)
+                    return buffer[:numbers].view(shape)
+            fresh = torch.empty(size, dtype=self._dtype, pin_memory=self._pin)
             if len(kept) < MOST_KEPT and _sharers(fresh) == 1:
                 kept.append(fresh)
-            return fresh.view(shape)
+            return fresh[:numbers].view(shape)
 
 
 def give_back_free_memory() -> None:
     """Return the free pages of the C library's heap to the system, where it is glibc.
 
-    Decoded batches below its limit for mapped blocks (32 MB) leave gaps in the heap, as each is of another size.
+    What is decoded image by image leaves gaps there, as each is of another size.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:

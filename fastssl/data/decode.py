@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .handover import HandOver
+from .handover import MAPPED, PIECE, HandOver
 from .jpeg import DamagedJpeg, JpegHeader, inspect
 from .workers import worker_pool
 
@@ -223,11 +223,11 @@ class DaliDecoder:
         self._batch: list[np.ndarray] = []
         self._capacity = 0
 
-    def _build(self, capacity: int) -> None:
+    def _build(self) -> None:
         on_gpu = self._device.type == "cuda"
         # The dynamic executor allocates each output anew and counts references to it (see `handover`).
         pipeline = self._pipeline_type(
-            batch_size=capacity,
+            batch_size=self._capacity,
             num_threads=self._threads,
             device_id=(self._device.index or 0) if on_gpu else None,
             exec_dynamic=True,
@@ -238,27 +238,48 @@ class DaliDecoder:
             mixed = {"device": "mixed", "hw_decoder_load": self._hw_decoder_load}
             pipeline.set_outputs(self._fn.decoders.image(encoded, **(mixed if on_gpu else {"device": "cpu"})))
         pipeline.build()
-        self._pipeline, self._capacity = pipeline, capacity
+        self._pipeline = pipeline
 
-    def _run(self, encoded: Sequence[bytes]) -> torch.Tensor | list[torch.Tensor]:
-        if self._pipeline is None or len(encoded) > self._capacity:
-            self._build(max(len(encoded), self._capacity))
+    def _run(self, encoded: Sequence[bytes]) -> Any:
+        if self._pipeline is None:
+            self._build()
         self._batch = [np.frombuffer(data, dtype=np.uint8) for data in encoded]
         (output,) = self._pipeline.run()
-        if output.is_dense_tensor():
-            return self._handover.take([output.as_tensor()])[0]
-        return self._handover.take([output[i] for i in range(len(encoded))])
+        return output
+
+    def _run_in_pieces(self, encoded: Sequence[bytes], sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Images of `sizes` bytes in one block of our own, for the sake of the C library's heap (see `handover`)."""
+        block = self._handover.block(sum(sizes))
+        images: list[torch.Tensor] = []
+        start = used = 0
+        while start < len(encoded):
+            stop, length = start, 0
+            while stop < len(encoded) and (stop == start or length + sizes[stop] <= PIECE):
+                length += sizes[stop]
+                stop += 1
+            images += self._handover.copy(self._run(encoded[start:stop]), block[used : used + length])
+            start, used = stop, used + length
+        return images
 
     def _decode_sound(self, encoded: Sequence[bytes]) -> Decoded:
         """Files that must decode. Should DALI still refuse one, all are decoded with care, and DALI starts anew."""
+        images: torch.Tensor | list[torch.Tensor]
+        headers = [inspect(data) for data in encoded]
+        sizes = [3 * header.height * header.width for header in headers]
+        unlike = len({(header.height, header.width) for header in headers}) > 1
         try:
-            images = self._run(encoded)
+            if self._device.type == "cpu" and unlike and sum(sizes) < MAPPED:
+                images = self._run_in_pieces(encoded, sizes)
+            else:
+                images = self._handover.take_batch(self._run(encoded))
         except RuntimeError:
             self._pipeline = None  # it stays unusable
             return self._careful.decode(encoded)
         return Decoded(images if isinstance(images, torch.Tensor) else list(images), {})
 
     def decode(self, encoded: Sequence[bytes]) -> Decoded:
+        if len(encoded) > self._capacity:  # of the whole batch: how many are sound changes, and a new pipeline is dear
+            self._pipeline, self._capacity = None, len(encoded)
         failures: dict[int, str] = {}
         sound: list[int] = []
         others: list[int] = []

@@ -45,7 +45,7 @@ def test_pixels_outlive_later_batches_the_pipeline_and_the_decoder(dali, make_jp
         assert torch.equal(part, wanted[2][5:9])
 
 
-def test_on_the_cpu_nothing_is_copied(dali, make_jpeg):
+def test_on_the_cpu_a_batch_of_one_size_is_not_copied(dali, make_jpeg):
     decoder = DaliDecoder(threads=1)
     decoder.decode([make_jpeg(16, 16)])
     taken: list[int] = []
@@ -53,6 +53,25 @@ def test_on_the_cpu_nothing_is_copied(dali, make_jpeg):
     decoder._handover.take = lambda outputs: taken.extend(o.data_ptr() for o in outputs) or take(outputs)
     images = decoder.decode([make_jpeg(16, 16, i) for i in range(3)]).images
     assert taken == [images.data_ptr()]
+    decoder.close()
+
+
+def test_small_batches_of_unlike_images_share_a_block_that_is_used_again(dali, make_jpeg, monkeypatch):
+    """Decoded in pieces of at most 20 kB, the third image (24 kB) by itself."""
+    monkeypatch.setattr(decode, "PIECE", 20_000)
+    decoder = DaliDecoder(threads=1)
+    pieces: list[int] = []
+    run = decoder._run
+    decoder._run = lambda encoded: pieces.append(len(encoded)) or run(encoded)
+    files = [make_jpeg(height, 50, height) for height in (40, 60, 160, 30, 30)]
+    images = decoder.decode(files).images
+    assert pieces == [2, 1, 2]
+    assert all(torch.equal(image, decode_one(data)) for image, data in zip(images, files, strict=True))
+    assert len({image.untyped_storage().data_ptr() for image in images}) == 1
+    first = images[0].data_ptr()
+    assert decoder.decode(files).images[0].data_ptr() != first
+    del images
+    assert decoder.decode(files[:2]).images[0].data_ptr() == first
     decoder.close()
 
 
@@ -137,7 +156,7 @@ def test_the_share_of_the_hardware_decoder_reaches_dali_on_a_gpu_alone(dali, dev
     decoder = make_decoder("dali", device=device, **keywords)
     monkeypatch.setattr(decoder._fn.decoders, "image", image)
     with pytest.raises(Stop):
-        decoder._build(1)
+        decoder._build()
     wanted = {"device": "mixed", "hw_decoder_load": share or decode.HW_DECODER_LOAD}
     assert given == (wanted if device == "cuda" else {"device": "cpu"})
     assert decode.HW_DECODER_LOAD == 0.65
