@@ -140,8 +140,13 @@ def _exponentials(scores: Tensor, kept: Tensor | None, scratch: Tensor, epsilon:
 
 
 def _weights(mass: Tensor, total: int, group: str) -> Tensor:
-    """u [H, K] from this process's column sums; the factor keeps u and v from drifting apart."""
-    return (total / mass.shape[1]) / all_reduce(mass, "sum", group)
+    """u [H, K] from this process's column sums; the factor keeps u and v from drifting apart.
+
+    It must be the same on all ranks, which may hold different numbers of rows: there the sums themselves give one.
+    """
+    if not group:
+        return (total / mass.shape[1]) / mass
+    return all_reduce(mass, "sum", group).mean(1, keepdim=True) / mass
 
 
 def stabilised(rows: list[_Rows], epsilon: float, iterations: int, group: str) -> None:
@@ -184,5 +189,5 @@ def _shape(rows: list[_Rows]) -> tuple[int, int]:
 
 
 def _total_rows(rows: list[_Rows], group: str) -> int:
-    """Rows of one problem on all ranks."""
+    """Rows of one problem: on all ranks, if they hold equally many. Only a factor of all rows of a rank rests on it."""
     return size_and_rank(group)[0] * sum(len(part.scores) for part in rows if part.problem == 0)

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from ..device import processors, target_of
-from ..gather import all_reduce, size_and_rank
+from ..gather import all_reduce
 from ..operand import Operand
 from ..tile import launch_options
 from .cpu import EXCLUDED, rows_of, stabilised
@@ -29,12 +29,12 @@ def sinkhorn(scores: Tensor, queue: Tensor | None, epsilon: float, iterations: i
     parts = [part.contiguous() for part in (scores, queue) if part is not None]
     codes = scores.new_empty(scores.shape, dtype=torch.float32)
     passes, c = passes_for(width), LOG2E / epsilon
-    total = size_and_rank(group)[0] * sum(part.shape[1] for part in parts)
+    total = sum(part.shape[1] for part in parts)
     base, mass = _first(parts, passes, c, group)
     scale = 1.0
     for _ in range(iterations - 1):
         base, mass = _iterate(parts, base, mass, passes, c, scale, group)
-        scale = width / total
+        scale = 1.0 if group else width / total
     _iterate_kernel(parts[0], base, mass, base, base, codes, passes, c, scale, slot=0, write=True)
     return codes
 
@@ -128,6 +128,8 @@ def _shares(part: Tensor, rows: int, blocks: int, programs: int) -> tuple[int, i
 def _reduce(partial: Tensor, base: Tensor | None, padded: int, real: int, group: str) -> tuple[Tensor, Tensor]:
     """Potentials (base, mass) [problems, padded] from the slots of all launches and ranks; first pass if no base.
 
+    With a group, later masses are scaled to a mean of 1, which is what `scale` does for one process.
+
     The first pass sums relative to each rank's largest term, so the ranks agree on the largest of all before they add.
     """
     first = base is None
@@ -151,7 +153,10 @@ def _reduce(partial: Tensor, base: Tensor | None, padded: int, real: int, group:
         common = all_reduce(own.clone(), "min", group)
         mass.mul_((common - own).exp2_())
         own = common
-    return own, all_reduce(mass, "sum", group)
+    all_reduce(mass, "sum", group)
+    if group and not first:  # ranks may hold different numbers of rows, whose sum over all is that of the masses
+        mass.mul_(real / mass.sum(1, keepdim=True))
+    return own, mass
 
 
 def sinkhorn_from_features(
@@ -167,12 +172,12 @@ def sinkhorn_from_features(
     c = LOG2E / epsilon
     owners = Operand(prototypes, products)
     parts = [Operand(part, products) for part in (z, queue) if part is not None]
-    total = size_and_rank(group)[0] * sum(part.real for part in parts)
+    total = sum(part.real for part in parts)
     rows = [_no_potential(part, problems) for part in parts]
     potential = _no_potential(owners, problems)
     for step in range(iterations):
         first, last = step == 0, step == iterations - 1
-        scale = 1.0 if first else width / total
+        scale = 1.0 if first or group else width / total
         potential = _half(owners, potential, list(zip(parts, rows, strict=True)), c, scale, first, group)
         for i, part in enumerate(parts[:1] if last else parts):
             rows[i] = _half(part, rows[i], [(owners, potential)], c, 1.0, first, "")
