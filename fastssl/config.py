@@ -44,7 +44,11 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU when there is one."""
     threads: int = 0
-    """CPU threads of the arithmetic; 0 takes all cores."""
+    """CPU threads of the arithmetic; 0 takes all cores, shared by the processes on a machine."""
+    norm_ranks: int = 0
+    """Processes that share batch-norm statistics: neighbours in groups of so many, 0 for all, 1 for none."""
+    compress_gradients: bool = False
+    """Send gradients between processes in bfloat16: half the bytes, 8 bits of precision."""
     checkpoint_minutes: float = 5.0
     """Save `last.pt` so often, and at the end."""
     checkpoint_steps: int | None = None
@@ -171,6 +175,7 @@ def _validate_numbers(config: Config) -> None:
         ("train.batch-size", config.train.batch_size, 2),
         ("train.max-steps", config.train.max_steps, 1),
         ("train.threads", config.train.threads, 0),
+        ("train.norm-ranks", config.train.norm_ranks, 0),
         ("train.checkpoint-minutes", config.train.checkpoint_minutes, 0),
         ("train.checkpoint-steps", config.train.checkpoint_steps, 1),
         ("train.seed", config.train.seed, 0),

@@ -24,6 +24,7 @@ from ..evaluate.linear import ProbeResult, linear_probe
 from ..models import build_backbone
 from . import checkpoint
 from .precision import Precision, resolve_device, resolve_precision, set_threads
+from .ranks import Ranks
 from .rundir import open_data
 
 RAW_PIXELS = 32
@@ -43,9 +44,16 @@ class Evaluator:
     """Evaluates a backbone on held-out labelled images, or, without any, on a tenth of the training images."""
 
     def __init__(
-        self, train: Source, val: Source | None, config: Config, device: torch.device, precision: Precision
+        self,
+        train: Source,
+        val: Source | None,
+        config: Config,
+        device: torch.device,
+        precision: Precision,
+        ranks: Ranks | None = None,
     ) -> None:
         self._config, self._device, self._precision = config, device, precision
+        self._ranks = ranks or Ranks()
         ids = permuted(np.arange(len(train)), n=len(train), seed=config.train.seed, epoch=0)
         held_out = min(10_000, len(train) // 10) if val is None else 0
         self._query: Source = subset(train, np.sort(ids[:held_out])) if val is None else val
@@ -63,17 +71,22 @@ class Evaluator:
         return self.knn(Features(*sides[0], *sides[1]))
 
     def features(self, backbone: torch.nn.Module) -> Features:
-        sides = [
-            extract_features(
-                backbone,
-                self._batches(source, self._config.evaluate),
-                device=self._device,
-                precision=self._precision,
-                channels_last=self._config.train.channels_last,
-            )
-            for source in (self._bank, self._query)
-        ]
-        return Features(*sides[0], *sides[1])
+        """Each rank takes a part of the images; all of them get all features."""
+        return Features(*self._side(backbone, self._bank), *self._side(backbone, self._query))
+
+    def _side(self, backbone: torch.nn.Module, source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+        share = self._ranks.share(len(source))
+        if self._ranks.world > 1:
+            source = subset(source, np.arange(share.start, share.stop))
+        batches = self._batches(source, self._config.evaluate) if len(source) else ()
+        features, labels = extract_features(
+            backbone,
+            batches,
+            device=self._device,
+            precision=self._precision,
+            channels_last=self._config.train.channels_last,
+        )
+        return self._ranks.concatenated(features), self._ranks.concatenated(labels)
 
     def knn(self, features: Features) -> float:
         monitor = self._config.monitor

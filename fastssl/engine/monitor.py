@@ -17,23 +17,31 @@ Row = dict[str, Any]
 
 
 class Metrics:
-    """Appends rows to metrics.jsonl and to TensorBoard. A full disk delays rows, it loses none and ends no run."""
+    """Appends rows to metrics.jsonl and to TensorBoard. A full disk delays rows, it loses none and ends no run.
+
+    Without a run directory nothing is written.
+    """
 
     def __init__(
-        self, run_dir: Path, *, first_step: int, last_step: int, tensorboard: bool, warn: Callable[[str], None]
+        self, run_dir: Path | None, *, first_step: int, last_step: int, tensorboard: bool, warn: Callable[[str], None]
     ) -> None:
-        self._path = run_dir / "metrics.jsonl"
         self._warn = warn
         self._pending: list[str] = []
         self._failed = False
-        drop_rows_after(self._path, first_step, final=first_step == last_step)
         self._board = None
+        self._path = None
+        if run_dir is None:
+            return
+        self._path = run_dir / "metrics.jsonl"
+        drop_rows_after(self._path, first_step, final=first_step == last_step)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run_dir), purge_step=first_step or None)
 
     def write(self, row: Row) -> None:
+        if self._path is None:
+            return
         self._pending.append(json.dumps(row) + "\n")
         try:
             with self._path.open("a", encoding="utf-8") as file:

@@ -44,9 +44,13 @@ def view_form(device: torch.device, precision: str, *, channels_last: bool) -> t
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32), channels_last
 
 
-def set_threads(train: TrainConfig) -> int:
-    """Set torch's arithmetic threads and return their number; 0 means all cores that this process may use."""
-    threads = train.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def set_threads(train: TrainConfig, processes: int = 1) -> int:
+    """Set torch's arithmetic threads and return their number; 0 means this one's share of all cores that it may use.
+
+    processes: those of this run on this machine.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = train.threads or max(1, cores // processes)
     torch.set_num_threads(threads)
     return threads
 

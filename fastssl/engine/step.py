@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..data.views import Views
@@ -17,12 +19,16 @@ def train_step(
     *,
     lr: float,
     precision: str,
+    loss: Callable[[Views, StepState], Losses] | None = None,
 ) -> Losses:
-    """Forward, backward, update. Reads nothing back from the device."""
+    """Forward, backward, update. Reads nothing back from the device.
+
+    `loss` takes the place of `method.loss` where ranks share the work (see `Parallel`).
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
     with autocast(views.groups[0].device, precision):
-        losses = method.loss(views, state)
+        losses = (loss or method.loss)(views, state)
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     method.after_backward(state)

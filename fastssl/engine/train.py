@@ -22,7 +22,7 @@ from ..data.order import steps_per_epoch
 from ..data.upload import Upload
 from ..data.views import Views
 from ..errors import UserError
-from ..methods import DataFacts, Method, StepState, build_method
+from ..methods import DataFacts, Losses, Method, StepState, build_method
 from ..methods.collapse import rankme
 from ..models import module_config
 from ..optim import build_optimizer
@@ -31,6 +31,7 @@ from . import checkpoint, contact, report, rundir
 from .evaluation import Evaluator, Features
 from .monitor import Clock, Display, Metrics, Row
 from .precision import autocast, resolve_device, resolve_precision, set_threads, view_form
+from .ranks import Parallel, Ranks, joined
 from .step import train_step
 
 
@@ -61,6 +62,8 @@ def pretrain(
     configuration's: a module from images `[B, 3, S, S]` to features `[B, D]`, which is trained in place and which a
     resumed run must be given again too. Raises `UserError` for anything that the user can mend, before any training.
     Ctrl-C and SIGTERM save a checkpoint after the current step and return with `finished=False`.
+
+    Started by torchrun, or where `torch.distributed` is initialised, it is one of the run's processes (see `ranks`).
     """
     state = None
     if resume is not None:
@@ -78,7 +81,8 @@ def pretrain(
     if backbone is not None:
         config = replace(config, backbone=module_config(backbone))
     configuration.validate(config)
-    return _Run(config, state, source, backbone, new=resume is None, quiet=quiet).train()
+    with joined(resolve_device(config.train.device)) as ranks:
+        return _Run(config, ranks, state, source, backbone, new=resume is None, quiet=quiet).train()
 
 
 def data_facts(source: Source) -> DataFacts:
@@ -98,6 +102,7 @@ class _Run:
     def __init__(
         self,
         config: Config,
+        ranks: Ranks,
         state: dict[str, Any] | None,
         source: Source | None,
         backbone: nn.Module | None,
@@ -105,10 +110,15 @@ class _Run:
         new: bool,
         quiet: bool,
     ) -> None:
-        self.config = config
-        self.device = resolve_device(config.train.device)
+        self.config, self.ranks = config, ranks
+        self.device = ranks.device(resolve_device(config.train.device))
         self.precision = resolve_precision(config.train.precision, self.device)
-        threads = set_threads(config.train)
+        threads = set_threads(config.train, ranks.local_world)
+        if config.train.batch_size % ranks.world:
+            raise UserError(
+                f"--train.batch-size {config.train.batch_size} must be a multiple of the {ranks.world} processes"
+            )
+        config.method.validate_ranks(ranks.world)
         self.view_device = torch.device("cpu") if config.loader.device == "cpu" else self.device
         self.renderer = resolve_renderer(config.loader.renderer, self.view_device)
         self.train_source, self.val_source = rundir.open_data(config, source)
@@ -121,19 +131,23 @@ class _Run:
         self.steps_per_epoch = steps_per_epoch(len(self.train_source), config.train.batch_size, config.loader.last)
         self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
         self.method = self._build_method(backbone)
+        self.loss = Parallel(
+            self.method, ranks, norm_ranks=config.train.norm_ranks, compress=config.train.compress_gradients
+        )
         self.optimizer = build_optimizer(self.method, config.optim)
         self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.results: dict[str, Any] = {}
         if new:
             chosen = {"threads": threads, "precision": self.precision, "renderer": self.renderer}
-            self.run_dir = rundir.claim(config, {**chosen, **environment()})
+            chosen |= {"processes": ranks.world}
+            self.run_dir = ranks.once(lambda: rundir.claim(config, {**chosen, **environment()}))
         else:
             self.run_dir = Path(config.run_dir or "")
         if state is not None:
             self._restore(state)
-        self.display = Display(self.total_steps, self.step, quiet=quiet)
+        self.display = Display(self.total_steps, self.step, quiet=quiet or not ranks.first)
         self.metrics = Metrics(
-            self.run_dir,
+            self.run_dir if ranks.first else None,
             first_step=self.step,
             last_step=self.total_steps,
             tensorboard=config.monitor.tensorboard,
@@ -144,8 +158,8 @@ class _Run:
         monitor = config.monitor
         wanted = monitor.knn_epochs or monitor.baselines or monitor.linear
         if wanted and Evaluator.possible(self.train_source, self.val_source):
-            self.evaluator = Evaluator(self.train_source, self.val_source, config, self.device, self.precision)
-        self.signal = 0
+            self.evaluator = Evaluator(self.train_source, self.val_source, config, self.device, self.precision, ranks)
+        self.signal = self.agreed_signal = 0
         self.saved_step = self.step if state is not None else -1
         self.checkpoint_due = time.monotonic() + 60 * config.train.checkpoint_minutes
 
@@ -220,7 +234,7 @@ class _Run:
                 with clock.paused():
                     self._tell_unreadable(loader)
                     self._after_step()
-                if self.signal or self.step == self.total_steps:
+                if self.agreed_signal or self.step == self.total_steps:
                     break
         self.results["images_per_second"] = self.step * config.train.batch_size / max(self.seconds, 1e-9)
 
@@ -233,6 +247,8 @@ class _Run:
             config.augment,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
             decoder=config.loader.decoder,
             renderer=self.renderer,
             threads=config.loader.threads,
@@ -289,29 +305,40 @@ class _Run:
             total_steps=self.total_steps,
         )
         state = self._state()
-        losses = train_step(self.method, self.optimizer, views, state, lr=lr, precision=self.precision)
+        losses = train_step(self.method, self.optimizer, views, state, lr=lr, precision=self.precision, loss=self.loss)
         self.step += 1
+        if self.ranks.world == 1:
+            self.agreed_signal = self.signal
         if self.step % config.monitor.log_steps and self.step != self.total_steps:
             self.seconds += clock.lap()
             return None
-        loss = losses.total.item()  # the only host synchronisation, every `log_steps`
+        loss, metrics = self._read(losses)  # the only host synchronisation, every `log_steps`
         if not math.isfinite(loss):
             raise _Diverged(
                 f"the loss became {loss} at step {self.step} (lr {lr:.3g}); the last checkpoint is from step "
                 f"{max(self.saved_step, 0)}: lower --optim.lr or lengthen --optim.warmup-epochs"
             )
         self.seconds += clock.lap()
-        metrics = {name: value.item() for name, value in losses.metrics.items()}
         timing = clock.window(config.train.batch_size, self.step)
         row = {"kind": "train", "step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss, "lr": lr}
         return {**row, **metrics, "timing": {"time": self.seconds, "wall": self._wall(), **timing}}
+
+    def _read(self, losses: Losses) -> tuple[float, dict[str, float]]:
+        """Loss and metrics, as means over the ranks; a signal that one of them got stops them all here."""
+        values = [losses.total.detach(), *losses.metrics.values()]
+        row = torch.stack([value.detach().float() for value in values])
+        loss, *metrics, signal_number = self.ranks.mean(torch.cat([row, row.new_tensor([self.signal])])).tolist()
+        if signal_number > 0 and not self.signal:
+            self.signal = signal.SIGTERM
+        self.agreed_signal = self.signal
+        return loss, dict(zip(losses.metrics, metrics, strict=True))
 
     def _after_step(self) -> None:
         """Evaluation and checkpoints that are due after the step just made."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         every = self.config.monitor.knn_epochs
         if self.evaluator and every and position == 0 and epoch % every == 0 and self.step < self.total_steps:
-            self._write_knn(self.evaluator.features(self.method.backbone))
+            self._write_knn(self._features())
             self.method.train()
         steps = self.config.train.checkpoint_steps
         due = self.step % steps == 0 if steps else time.monotonic() >= self.checkpoint_due
@@ -348,15 +375,23 @@ class _Run:
         if self.evaluator is None and config.monitor.knn_epochs:
             say("no labelled images to evaluate on: kNN and linear probe are left out")
 
+    def _features(self) -> Features:
+        assert self.evaluator is not None
+        self.ranks.same_buffers(self.method.backbone)
+        return self.evaluator.features(self.method.backbone)
+
     def _measure_untrained(self) -> None:
         config = self.config
-        contact.draw_views(
-            self.run_dir / "views.png", self.train_source, config.augment, seed=config.train.seed, masks=self.masks
-        )
+        if self.ranks.first:
+            contact.draw_views(
+                self.run_dir / "views.png", self.train_source, config.augment, seed=config.train.seed, masks=self.masks
+            )
         if not (self.evaluator and self.config.monitor.baselines):
             return
+        untrained = self._features()
+        if not self.ranks.first:
+            return
         self.results["raw_pixel_knn"] = self.evaluator.raw_pixel_knn()
-        untrained = self.evaluator.features(self.method.backbone)
         report.keep_embeddings(self.run_dir, "before", untrained, self.train_source.classes)
         self.results["random_knn"] = self.evaluator.knn(untrained)
         self.display.say(
@@ -366,6 +401,8 @@ class _Run:
 
     def _write_knn(self, features: Features) -> None:
         assert self.evaluator is not None
+        if not self.ranks.first:
+            return
         accuracy = self.evaluator.knn(features)
         row: Row = {"kind": "knn", "step": self.step, "epoch": self.step / self.steps_per_epoch, "knn": accuracy}
         row["rankme"] = float(rankme(features.query))
@@ -377,8 +414,10 @@ class _Run:
             self._save(rundir.BEST)
 
     def _finish(self) -> None:
-        if self.evaluator:
-            features = self.evaluator.features(self.method.backbone)
+        features = self._features() if self.evaluator else None
+        if not self.ranks.first:
+            return
+        if self.evaluator and features:
             if self.config.monitor.knn_epochs:
                 self._write_knn(features)
             report.keep_embeddings(self.run_dir, "after", features, self.train_source.classes)
@@ -395,6 +434,10 @@ class _Run:
         return time.monotonic() - self.started
 
     def _save(self, name: str = rundir.LAST) -> bool:
+        """The first rank writes: what a run needs is the same on all, and running statistics are taken from it."""
+        if not self.ranks.first:
+            self.saved_step = self.step if name == rundir.LAST else self.saved_step
+            return True
         state = {
             "config": configuration.to_dict(self.config),
             "method": self.method.state_dict(),

@@ -47,6 +47,9 @@ class MethodConfig:
     def validate_batch(self, batch_size: int) -> None:
         """Raise `UserError` where the global batch does not fit."""
 
+    def validate_ranks(self, world: int) -> None:
+        """Raise `UserError` where the number of processes does not fit."""
+
     def validate_data(self, data: DataFacts, batch_size: int) -> None:
         """Raise `UserError` where the training images do not: asked before anything is built."""
 
@@ -72,6 +75,11 @@ class Method(nn.Module, ABC):
     """The network that is trained to be kept: what is evaluated and exported."""
     needs_data: ClassVar[bool] = False
     """Whether the method's state depends on how many images or classes there are."""
+
+    @property
+    def shares_norm(self) -> bool:
+        """Whether batch norm is meant to see the whole batch, over all ranks."""
+        return True
 
     def before_epoch(self, step: StepState, views: Callable[[], Iterator[Views]]) -> None:
         """Called before an epoch's first step; `views()` gives the epoch's batches to whoever must look at them first.

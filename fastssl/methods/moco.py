@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastssl_kernels import Queue, info_nce
+from fastssl_kernels.gather import gather_rows, group_name, size_and_rank
 from torch import Tensor, nn
 
 from ..data.views import Views
@@ -41,7 +42,7 @@ class MoCoV2Config(MethodConfig):
     momentum: float = 0.999
     """Weight of the key network's past."""
     norm_groups: int = 8
-    """Groups of the batch with batch-norm statistics of their own; more than 1 shuffles the keys over them."""
+    """Groups of the global batch with batch-norm statistics of their own; more than 1 shuffles the keys over them."""
 
     def validate(self, counts: tuple[int, ...]) -> None:
         if not self.temperature > 0:
@@ -60,6 +61,12 @@ class MoCoV2Config(MethodConfig):
             raise UserError(
                 f"--train.batch-size {batch_size} must be a multiple of --method.norm-groups {self.norm_groups}, "
                 "with two images a group or more"
+            )
+
+    def validate_ranks(self, world: int) -> None:
+        if self.norm_groups > 1 and self.norm_groups % world:
+            raise UserError(
+                f"--method.norm-groups {self.norm_groups} must be a multiple of the number of processes, {world}, or 1"
             )
 
 
@@ -85,6 +92,10 @@ class MoCo(Method):
         self.queue = Queue(config.queue, config.out, dtype=torch.float32)
         self._keys: Tensor | None = None
 
+    @property
+    def shares_norm(self) -> bool:
+        return self.config.norm_groups == 1
+
     def loss(self, views: Views, step: StepState) -> Losses:
         each = views.each()
         queries = [self.projector(self._in_groups(self.backbone, view)) for i, view in enumerate(each) if i != 1]
@@ -106,13 +117,17 @@ class MoCo(Method):
             self._keys = None
 
     def _in_groups(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        return torch.cat([backbone(group) for group in images.chunk(self.config.norm_groups)])
+        world, _ = size_and_rank(group_name(None))
+        return torch.cat([backbone(group) for group in images.chunk(max(1, self.config.norm_groups // world))])
 
     def _shuffled_keys(self, images: Tensor, step: StepState) -> Tensor:
         if self.config.norm_groups == 1:
             return self.key_projector(self.key_backbone(images))
-        # A function of the step alone, so that a resumed run shuffles alike.
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(step.step))
-        back = torch.argsort(order).to(images.device, non_blocking=True)
-        features = self._in_groups(self.key_backbone, images[order.to(images.device, non_blocking=True)])
-        return self.key_projector(features)[back]
+        world, rank = size_and_rank(group := group_name(None))
+        everyone = gather_rows(images, 1, group)
+        # A function of the step alone, so that a resumed run shuffles alike, and every rank.
+        order = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(step.step))
+        back = torch.argsort(order).chunk(world)[rank].to(images.device, non_blocking=True)
+        mine = order.chunk(world)[rank].to(images.device, non_blocking=True)
+        features = self._in_groups(self.key_backbone, everyone[mine])
+        return gather_rows(self.key_projector(features), 1, group)[back]

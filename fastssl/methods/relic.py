@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from fastssl_kernels import relic, sample_negatives
+from fastssl_kernels.gather import group_name, size_and_rank
 from torch import nn
 
 from ..data.views import Views
@@ -104,9 +105,8 @@ class RELIC(Method):
             target = torch.cat([self.target_projector(self.target_backbone(view)) for view in each[:large]])
         negatives = None
         if config.negatives:
-            negatives = sample_negatives(
-                views.batch_size, config.negatives, seed=0, step=step.step, device=online.device
-            )
+            images = views.batch_size * size_and_rank(group_name(None))[0]
+            negatives = sample_negatives(images, config.negatives, seed=0, step=step.step, device=online.device)
         loss, metrics = relic(
             online,
             target,

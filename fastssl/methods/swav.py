@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastssl_kernels import Queue, sinkhorn_from_features, swapped_prediction
+from fastssl_kernels.gather import group_name, size_and_rank
 from torch import Tensor, nn
 
 from ..data.views import Views
@@ -46,7 +47,7 @@ class SwAVConfig(MethodConfig):
     freeze_steps: int = 313
     """Steps at the start that leave the prototypes as they are: one epoch of ImageNet with batch 4096."""
     queue: int = 0
-    """Earlier features of each large crop that take part in the codes (a process); 0 for none."""
+    """Earlier features of each large crop, over all processes, that take part in the codes; 0 for none."""
     queue_epoch: float = 15.0
     """Epoch from which the queue is filled; it is used once it is full."""
 
@@ -72,6 +73,10 @@ class SwAVConfig(MethodConfig):
         if 0 < self.queue < batch_size:
             raise UserError(f"--method.queue {self.queue} must hold a batch of {batch_size} features, or be 0")
 
+    def validate_ranks(self, world: int) -> None:
+        if self.queue % world:
+            raise UserError(f"--method.queue {self.queue} must be a multiple of the number of processes, {world}")
+
 
 class SwAV(Method):
     def __init__(self, config: SwAVConfig, backbone: nn.Module, width: int) -> None:
@@ -94,7 +99,9 @@ class SwAV(Method):
         features = self._features = z.detach().view(views.total, views.batch_size, -1)[: config.assign]
         queue = None
         if self._queued(step, views.batch_size) >= config.queue > 0:
-            queue = torch.stack([q.rows for q in self.queues])  # type: ignore[misc]
+            # Every rank holds all of it and answers for its part: the codes are those of one process.
+            world, rank = size_and_rank(group_name(None))
+            queue = torch.stack([q.rows.chunk(world)[rank] for q in self.queues])  # type: ignore[operator]
         codes = sinkhorn_from_features(
             features, prototypes, epsilon=config.epsilon, iterations=config.iterations, queue=queue
         )
@@ -109,7 +116,7 @@ class SwAV(Method):
     def after_step(self, step: StepState) -> None:
         if self.queues and self._features is not None and step.step >= self._queue_start(step):
             for queue, features in zip(self.queues, self._features, strict=True):
-                queue.enqueue(features, group="local")  # type: ignore[operator]
+                queue.enqueue(features)  # type: ignore[operator]
         self._features = None
 
     def _queue_start(self, step: StepState) -> int:
@@ -117,7 +124,7 @@ class SwAV(Method):
 
     def _queued(self, step: StepState, batch_size: int) -> int:
         """Features enqueued before this step: known without asking the device."""
-        return max(0, step.step - self._queue_start(step)) * batch_size
+        return max(0, step.step - self._queue_start(step)) * batch_size * size_and_rank(group_name(None))[0]
 
 
 def code_metrics(codes: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,152 @@
+"""One global batch gives every method the same numbers on one process, on two and on four.
+
+The network has batch norm, shared by the ranks (or in groups, where the method wants it so). Gradients are compared by
+their norms: fp32 sums come in another order, 1e-5 of a parameter's gradient, or of all of them where batch norm makes
+that one zero (a bias ahead of it). Five steps later rounding has been carried on five times: 1e-4; a queue in bfloat16
+may round some numbers to the other side, 2⁻⁸. Softplus takes the place of the rectifiers, at whose kink rounding alone
+would decide (with them, runs of one process whose weights differ by 6e-8 part by 2e-3).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from fastssl import recipes
+from fastssl.data.views import Views
+from fastssl.engine.ranks import Parallel, Ranks
+from fastssl.engine.step import train_step
+from fastssl.methods import METHODS, DataFacts, StepState, build_method
+from fastssl.models import BackboneConfig
+
+IMAGES, BATCH, STEPS = 32, 16, 5
+GRADIENT, STATE = 1e-5, 1e-4
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def config_of(name):
+    """The quick recipe with two large and one small crop, queues that are used, and no more than a batch needs."""
+    config = recipes.get(name, "quick").method
+    changes = {"queue": 32, "queue_epoch": 0.0, "prototypes": 12, "freeze_steps": 1, "hidden": 24, "negatives": 5}
+    changes |= {"norm_groups": 4}
+    known = {key: value for key, value in changes.items() if getattr(config, key, None)}
+    if name == "swav":
+        known |= {"queue": 32, "queue_epoch": 0.0}
+    return replace(config, **known)
+
+
+def global_batch(name, step):
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randperm(IMAGES, generator=generator)[:BATCH]
+    counts = (1,) if name == "supervised" else (2, 1)
+    groups = tuple(
+        torch.randn(count, BATCH, 3, size, size, generator=generator)
+        for count, size in zip(counts, (16, 8), strict=False)
+    )
+    return groups, counts, ids
+
+
+def slice_of(name, step, ranks):
+    groups, counts, ids = global_batch(name, step)
+    mine = ranks.share(BATCH)
+    own = tuple(group[:, mine].flatten(0, 1) for group in groups)
+    return Views(own, counts, ids=ids[mine], labels=ids[mine] % 3)
+
+
+def smooth(module):
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU):
+            setattr(module, name, nn.Softplus())
+        else:
+            smooth(child)
+
+
+def trained(name, ranks):
+    torch.manual_seed(0)
+    config = config_of(name)
+    config.validate_ranks(ranks.world)
+    backbone = BackboneConfig(name="resnet10", stem="cifar-s2", width=0.125, zero_init_residual=False)
+    method = build_method(config, backbone, DataFacts(IMAGES, 3), sizes=(16, 8))
+    smooth(method)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    parallel = Parallel(method, ranks)
+    method.train()
+    found = {}
+    for step in range(STEPS):
+        state = StepState(step, STEPS, 2)
+        if step % 2 == 0:
+            with torch.no_grad():
+                method.before_epoch(state, lambda step=step: (slice_of(name, s, ranks) for s in (step, step + 1)))
+        losses = train_step(
+            method, optimizer, slice_of(name, step, ranks), state, lr=0.01, precision="fp32", loss=parallel
+        )
+        if step == 0:
+            found["loss"] = ranks.mean(losses.total.detach().clone())
+            found["gradients"] = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+            found["gradients"] = {n: g.clone() for n, g in found["gradients"].items()}
+    found["state"] = method.state_dict()
+    return found
+
+
+def work(rank, world, port, folder, names):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+    ranks = Ranks(rank, world, rank, world)
+    for name in names:
+        torch.save(trained(name, ranks), f"{folder}/{name}-{world}-{rank}.pt")
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    for world in (1, 2, 4):
+        mp.spawn(work, (world, free_port(), str(folder), list(METHODS)), nprocs=world)
+    return lambda name, world, rank: torch.load(folder / f"{name}-{world}-{rank}.pt", weights_only=True)
+
+
+def largest(tensors):
+    return max(float(t.norm()) for t in tensors)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_one_global_batch_gives_one_result(results, name, world):
+    alone = results(name, 1, 0)
+    floor = GRADIENT * largest(alone["gradients"].values())
+    for rank in range(world):
+        found = results(name, world, rank)
+        assert abs(found["loss"] - alone["loss"]) <= GRADIENT * abs(alone["loss"])
+        assert found["gradients"].keys() == alone["gradients"].keys()
+        for key, gradient in alone["gradients"].items():
+            error = float((found["gradients"][key] - gradient).norm())
+            assert error <= max(GRADIENT * float(gradient.norm()), floor), (key, error, float(gradient.norm()))
+        assert found["state"].keys() == alone["state"].keys()
+        for key, value in alone["state"].items():
+            if key.endswith(STATISTICS) and not build_shares(name):
+                continue
+            error = float((found["state"][key].double() - value.double()).norm())
+            tolerance = 2**-8 if value.dtype == torch.bfloat16 else STATE
+            assert error <= tolerance * max(1.0, float(value.double().norm())), (key, error)
+
+
+def build_shares(name):
+    """Where batch norm is in groups, each rank has seen its own groups' statistics."""
+    return not name.startswith("moco")
