@@ -40,12 +40,29 @@ CIFAR10_SMALL = replace(
 
 QUICK = replace(
     simclr.QUICK,
-    method=SeLaV2Config(temperature=0.1, hidden=256, out=64, prototypes=100, epsilon=0.05, freeze_steps=15),
+    method=SeLaV2Config(
+        temperature=0.2,
+        hidden=256,
+        out=16,
+        prototypes=36,
+        heads=6,
+        iterations=50,
+        epsilon=0.01,
+        freeze_steps=62,
+    ),
+    augment=replace(
+        simclr.QUICK.augment,
+        views=(replace(simclr.QUICK.augment.views[0], brightness=0.5, contrast=0.5, grayscale=1.0, invert=0.0),),
+    ),
+    optim=replace(simclr.QUICK.optim, name="sgd", lr=0.2, weight_decay=1e-4),
+    train=replace(simclr.QUICK.train, epochs=30, batch_size=64),
 )
-"""Ours, for the built-in shapes, with SimCLR's views for them.
+"""Ours, for the built-in shapes: kNN 62 %, from 22 % of the untrained network.
 
-Not tuned: with these constants the features are worth no more than a random network's (kNN 21 %). Twelve epochs at a
-third of the learning rate without frozen prototypes reached 16 %."""
+An untrained network's labels can be predicted from another view only a little better than by chance, and the remembered
+embeddings drift through an epoch. So the views are gray and none is inverted, six heads have few prototypes in a narrow
+space, and SGD moves them: with inverted views, AdamW at 6e-3 or 3e-3 and 100 prototypes in 64 dimensions the accuracy
+stayed at chance. The codes are hard, so that Sinkhorn's iterations are many."""
 
 RECIPES: dict[str, Config] = {
     config.recipe: config for config in (IMAGENET_400EP, IMAGENET_400EP_2X224, CIFAR10_SMALL, QUICK)

@@ -65,11 +65,19 @@ CIFAR10_SMALL_MULTICROP = replace(
 """The same with four crops of 16 pixels beside the two."""
 
 QUICK = replace(
-    simclr.QUICK, method=SwAVConfig(temperature=0.1, epsilon=0.05, hidden=256, out=64, prototypes=100, freeze_steps=15)
+    simclr.QUICK,
+    method=SwAVConfig(
+        temperature=0.2, epsilon=0.002, iterations=20, hidden=256, out=64, prototypes=300, freeze_steps=62
+    ),
+    augment=replace(simclr.QUICK.augment, views=(replace(simclr.QUICK.augment.views[0], grayscale=1.0),)),
+    train=replace(simclr.QUICK.train, batch_size=64),
 )
-"""Ours, for the built-in shapes, with SimCLR's views for them.
+"""Ours, for the built-in shapes, with SimCLR's views for them, all gray: kNN 71 %, from 22 % of the untrained network.
 
-Not tuned: with these constants the loss stays at ln K on the shapes (kNN 12 %)."""
+The centred scores of two views of one image correlate by 0.03 to 0.04 before training, and the features only spread
+where that correlation times τ / ε exceeds 1: with τ 0.1 and ε 0.05 the loss stays at ln K. τ / ε = 100 takes off within
+four epochs; so hard a code needs more of Sinkhorn's iterations. Then small batches (64: 44 % after 10 epochs, 256: 28 %
+after 12) and many prototypes (300: 34 % after 16 epochs, 60 with milder colours: 25 %) mattered most."""
 
 RECIPES: dict[str, Config] = {
     config.recipe: config
