@@ -62,6 +62,14 @@ class MoCoV2Config(MethodConfig):
                 "with two images a group or more"
             )
 
+    def validate_micro_batch(self, images: int, batch_size: int) -> None:
+        group = batch_size // self.norm_groups
+        if self.norm_groups > 1 and images % group:
+            raise UserError(
+                f"--train.micro-batch {images} must hold whole groups of batch norm: choose a multiple of {group}, "
+                f"which is --train.batch-size {batch_size} / --method.norm-groups {self.norm_groups}"
+            )
+
 
 @dataclass(frozen=True)
 class MoCoV1Config(MoCoV2Config):
@@ -85,11 +93,21 @@ class MoCo(Method):
         self.queue = Queue(config.queue, config.out, dtype=torch.float32)
         self._keys: Tensor | None = None
 
-    def loss(self, views: Views, step: StepState) -> Losses:
-        each = views.each()
-        queries = [self.projector(self._in_groups(self.backbone, view)) for i, view in enumerate(each) if i != 1]
-        with torch.no_grad():
-            keys = self._keys = F.normalize(self._shuffled_keys(each[1], step).float())
+    def embed(self, views: Views) -> Tensor:
+        """Queries `[(V - 1)·B, out]`: of all views but the second."""
+        size = self._group_size(views)
+        queries = [view for i, view in enumerate(views.each()) if i != 1]
+        return torch.cat([self.projector(_in_groups(self.backbone, view, size)) for view in queries])
+
+    def targets(self, views: Views, step: StepState, images: int) -> Tensor:
+        """Keys `[B, out]` of the second view. The whole batch is shuffled, its groups pass one after another."""
+        keys = self._shuffled_keys(views.each()[1], min(images, self._group_size(views)), step)
+        return F.normalize(keys.float())
+
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
+        assert targets is not None
+        keys, queries = targets, embedded.split(views.batch_size)
+        self._keys = keys
         queue, temperature = self.queue.rows, self.config.temperature
         results = [info_nce(q, keys, queue=queue, temperature=temperature, return_metrics=True) for q in queries]
         metrics = results[0][1]
@@ -105,14 +123,19 @@ class MoCo(Method):
             self.queue.enqueue(self._keys)
             self._keys = None
 
-    def _in_groups(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        return torch.cat([backbone(group) for group in images.chunk(self.config.norm_groups)])
+    def _group_size(self, views: Views) -> int:
+        """Images of a view that share statistics: of the whole batch, of which `views` may be a part."""
+        return views.whole_batch // self.config.norm_groups
 
-    def _shuffled_keys(self, images: Tensor, step: StepState) -> Tensor:
+    def _shuffled_keys(self, images: Tensor, size: int, step: StepState) -> Tensor:
         if self.config.norm_groups == 1:
-            return self.key_projector(self.key_backbone(images))
+            return self.key_projector(_in_groups(self.key_backbone, images, size))
         # A function of the step alone, so that a resumed run shuffles alike.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(step.step))
         back = torch.argsort(order).to(images.device, non_blocking=True)
-        features = self._in_groups(self.key_backbone, images[order.to(images.device, non_blocking=True)])
+        features = _in_groups(self.key_backbone, images[order.to(images.device, non_blocking=True)], size)
         return self.key_projector(features)[back]
+
+
+def _in_groups(backbone: nn.Module, images: Tensor, size: int) -> Tensor:
+    return torch.cat([backbone(group) for group in images.split(size)])
