@@ -6,6 +6,7 @@ import torch
 
 from ..data.views import Views
 from ..methods import Losses, Method, StepState
+from .micro_batch import backward_in_micro_batches
 from .precision import autocast
 
 
@@ -17,14 +18,21 @@ def train_step(
     *,
     lr: float,
     precision: str,
+    micro_batch: int | None = None,
 ) -> Losses:
-    """Forward, backward, update. Reads nothing back from the device."""
+    """Forward, backward, update. Reads nothing back from the device.
+
+    micro_batch: images that pass through the networks at a time, for the same loss and gradient; None for all.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with autocast(views.groups[0].device, precision):
-        losses = method.loss(views, state)
     optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()
+    if micro_batch is not None and micro_batch < views.batch_size:
+        losses = backward_in_micro_batches(method, views, state, micro_batch, precision=precision)
+    else:
+        with autocast(views.groups[0].device, precision):
+            losses = method.loss(views, state)
+        losses.total.backward()
     method.after_backward(state)
     optimizer.step()
     method.after_step(state)

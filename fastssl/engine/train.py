@@ -24,7 +24,7 @@ from ..data.views import Views
 from ..errors import UserError
 from ..methods import DataFacts, Method, StepState, build_method
 from ..methods.collapse import rankme
-from ..models import module_config
+from ..models import checkpoint_activations, module_config
 from ..optim import build_optimizer
 from ..report.environment import environment
 from . import checkpoint, contact, report, rundir
@@ -162,6 +162,8 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             method = build_method(config.method, config.backbone, facts, network=backbone, sizes=sizes)
+        if config.train.checkpoint_activations:
+            checkpoint_activations(method.backbone)
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         return method.to(self.device).to(memory_format=layout)
 
@@ -289,7 +291,8 @@ class _Run:
             total_steps=self.total_steps,
         )
         state = self._state()
-        losses = train_step(self.method, self.optimizer, views, state, lr=lr, precision=self.precision)
+        micro, precision = config.train.micro_batch, self.precision
+        losses = train_step(self.method, self.optimizer, views, state, lr=lr, precision=precision, micro_batch=micro)
         self.step += 1
         if self.step % config.monitor.log_steps and self.step != self.total_steps:
             self.seconds += clock.lap()
