@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fastssl_kernels import Queue, info_nce
+from fastssl_kernels import Queue, info_nce, sample_negatives
 from torch import Tensor, nn
 
 from ..data.views import Views
@@ -130,11 +130,11 @@ class MoCo(Method):
     def _shuffled_keys(self, images: Tensor, size: int, step: StepState) -> Tensor:
         if self.config.norm_groups == 1:
             return self.key_projector(_in_groups(self.key_backbone, images, size))
-        # A function of the step alone, so that a resumed run shuffles alike.
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(step.step))
-        back = torch.argsort(order).to(images.device, non_blocking=True)
-        features = _in_groups(self.key_backbone, images[order.to(images.device, non_blocking=True)], size)
-        return self.key_projector(features)[back]
+        # All images in the order of their hashes: a function of the step alone, so that a resumed run shuffles alike,
+        # and drawn where the images are, so that nothing is copied there.
+        order = sample_negatives(len(images), len(images), seed=0, step=step.step, device=images.device)
+        features = _in_groups(self.key_backbone, images[order], size)
+        return self.key_projector(features)[torch.argsort(order)]
 
 
 def _in_groups(backbone: nn.Module, images: Tensor, size: int) -> Tensor:
