@@ -33,6 +33,11 @@ class TrainConfig:
     """Passes over the data."""
     batch_size: int = 4096
     """Images a step over all processes; each image gives all views of the recipe."""
+    micro_batch: int | None = None
+    """Images that pass through the networks at a time, for the loss and gradient of the whole batch in the memory of so
+    many images and with a second forward pass. Batch norm takes its statistics from them. None for the whole batch."""
+    checkpoint_activations: bool = False
+    """Keep only what enters each block of the backbone, and compute the rest again for the gradient, bit for bit."""
     max_steps: int | None = None
     """Stop after so many steps; the schedule then spans them."""
     precision: Literal["auto", "fp32", "bf16"] = "bf16"
@@ -146,6 +151,23 @@ def validate(config: Config) -> None:
     if min(config.augment.std) <= 0:
         raise UserError(f"--augment.std must be > 0 in every channel, got {config.augment.std}")
     _validate_numbers(config)
+    if config.train.micro_batch is not None:
+        _validate_micro_batch(config, config.train.micro_batch)
+
+
+def _validate_micro_batch(config: Config, images: int) -> None:
+    batch = config.train.batch_size
+    if images > batch:
+        raise UserError(
+            f"--train.micro-batch {images} is larger than --train.batch-size {batch}: choose a divisor of that, or "
+            "leave it out"
+        )
+    if batch % images == 1:
+        raise UserError(
+            f"--train.micro-batch {images} leaves a single image of --train.batch-size {batch} to the last one, which "
+            "has no statistics for batch norm: choose another, best a divisor of the batch"
+        )
+    config.method.validate_micro_batch(images, batch)
 
 
 def _validate_view(spec: ViewSpec, name: str) -> None:
@@ -173,6 +195,7 @@ def _validate_numbers(config: Config) -> None:
     at_least: tuple[tuple[str, float | None, float], ...] = (
         ("train.epochs", config.train.epochs, 1),
         ("train.batch-size", config.train.batch_size, 2),
+        ("train.micro-batch", config.train.micro_batch, 2),
         ("train.max-steps", config.train.max_steps, 1),
         ("train.threads", config.train.threads, 0),
         ("train.norm-ranks", config.train.norm_ranks, 0),

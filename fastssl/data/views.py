@@ -6,6 +6,7 @@ A recipe states its views as groups. All views of one group share a size and one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,10 +123,17 @@ class Views:
     """int64 `[B]`, which images they are, for methods with a memory of images."""
     labels: torch.Tensor | None = None
     """int64 `[B]`, for supervised training only."""
+    whole: int | None = None
+    """Images of the batch that these B are a micro-batch of; None where they are all of it."""
 
     @property
     def batch_size(self) -> int:
         return self.groups[0].shape[0] // self.counts[0]
+
+    @property
+    def whole_batch(self) -> int:
+        """Images of the whole batch."""
+        return self.batch_size if self.whole is None else self.whole
 
     @property
     def total(self) -> int:
@@ -138,5 +146,16 @@ class Views:
 
     def to(self, device: torch.device, *, dtype: torch.dtype | None = None, non_blocking: bool = False) -> Views:
         moved = tuple(g.to(device=device, dtype=dtype, non_blocking=non_blocking) for g in self.groups)
-        told = (None if x is None else x.to(device, non_blocking=non_blocking) for x in (self.ids, self.labels))
-        return Views(moved, self.counts, *told)
+        ids, labels = (None if x is None else x.to(device, non_blocking=non_blocking) for x in (self.ids, self.labels))
+        return Views(moved, self.counts, ids, labels, self.whole)
+
+    def micro_batches(self, images: int) -> Iterator[Views]:
+        """The batch in parts of so many images, each with all its views; the last part may have fewer."""
+        for start in range(0, self.batch_size, images):
+            rows = slice(start, start + images)
+            groups = (
+                torch.cat([view[rows] for view in group.chunk(count)])
+                for group, count in zip(self.groups, self.counts, strict=True)
+            )
+            ids, labels = (None if x is None else x[rows] for x in (self.ids, self.labels))
+            yield Views(tuple(groups), self.counts, ids, labels, self.whole_batch)

@@ -120,7 +120,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 class Parallel:
-    """`method.loss` on this rank's views, with gradients averaged over the ranks as the backward pass makes them.
+    """A method's passes on this rank's views, with gradients averaged over the ranks as the backward pass makes them.
 
     Args:
         method: on its device; its batch norms are replaced, unless the method wants them apart.
@@ -128,9 +128,11 @@ class Parallel:
         compress: send gradients in bfloat16, half the bytes.
     """
 
-    def __init__(self, method: Method, ranks: Ranks, *, norm_ranks: int = 0, compress: bool = False) -> None:
-        self._module: nn.Module = _Loss(method)
-        if ranks.world == 1:
+    def __init__(
+        self, method: Method, ranks: Ranks | None = None, *, norm_ranks: int = 0, compress: bool = False
+    ) -> None:
+        self._module: nn.Module = _Passes(method)
+        if ranks is None or ranks.world == 1:
             return
         if norm_ranks != 1 and method.shares_norm:
             synchronise(method, _neighbours(ranks, norm_ranks))
@@ -143,18 +145,27 @@ class Parallel:
             self._module.register_comm_hook(None, bf16_compress_hook)
 
     def __call__(self, views: Views, state: StepState) -> Losses:
+        """`method.loss`."""
         return self._module(views, state)
 
+    def embed(self, views: Views) -> Tensor:
+        """`method.embed`."""
+        return self._module(views, None)
 
-class _Loss(nn.Module):
+    def unsynchronised(self) -> contextlib.AbstractContextManager:
+        """Within it, backward passes only add up gradients of this rank."""
+        return self._module.no_sync() if isinstance(self._module, DistributedDataParallel) else contextlib.nullcontext()
+
+
+class _Passes(nn.Module):
     """DistributedDataParallel wraps modules, by their forward pass."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
-    def forward(self, views: Views, state: StepState) -> Losses:
-        return self.method.loss(views, state)
+    def forward(self, views: Views, state: StepState | None) -> Losses | Tensor:
+        return self.method.embed(views) if state is None else self.method.loss(views, state)
 
 
 def _neighbours(ranks: Ranks, size: int) -> dist.ProcessGroup | None:

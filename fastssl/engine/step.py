@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from ..data.views import Views
 from ..methods import Losses, Method, StepState
+from .micro_batch import backward_in_micro_batches
 from .precision import autocast
+from .ranks import Parallel
 
 
 def train_step(
@@ -19,18 +19,32 @@ def train_step(
     *,
     lr: float,
     precision: str,
-    loss: Callable[[Views, StepState], Losses] | None = None,
+    parallel: Parallel | None = None,
+    micro_batch: int | None = None,
 ) -> Losses:
     """Forward, backward, update. Reads nothing back from the device.
 
-    `loss` takes the place of `method.loss` where ranks share the work (see `Parallel`).
+    parallel: takes the place of the method where processes share the work.
+    micro_batch: images that pass through the networks at a time, for the same loss and gradient; None for all.
     """
+    parallel = parallel or Parallel(method)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with autocast(views.groups[0].device, precision):
-        losses = (loss or method.loss)(views, state)
     optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()
+    if micro_batch is not None and micro_batch < views.batch_size:
+        losses = backward_in_micro_batches(
+            method,
+            views,
+            state,
+            micro_batch,
+            precision=precision,
+            embed=parallel.embed,
+            unsynchronised=parallel.unsynchronised,
+        )
+    else:
+        with autocast(views.groups[0].device, precision):
+            losses = parallel(views, state)
+        losses.total.backward()
     method.after_backward(state)
     optimizer.step()
     method.after_step(state)

@@ -24,7 +24,7 @@ from ..data.views import Views
 from ..errors import UserError
 from ..methods import DataFacts, Losses, Method, StepState, build_method
 from ..methods.collapse import rankme
-from ..models import module_config
+from ..models import checkpoint_activations, module_config
 from ..optim import build_optimizer
 from ..report.environment import environment
 from . import checkpoint, contact, report, rundir
@@ -131,7 +131,7 @@ class _Run:
         self.steps_per_epoch = steps_per_epoch(len(self.train_source), config.train.batch_size, config.loader.last)
         self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
         self.method = self._build_method(backbone)
-        self.loss = Parallel(
+        self.parallel = Parallel(
             self.method, ranks, norm_ranks=config.train.norm_ranks, compress=config.train.compress_gradients
         )
         self.optimizer = build_optimizer(self.method, config.optim)
@@ -176,6 +176,8 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             method = build_method(config.method, config.backbone, facts, network=backbone, sizes=sizes)
+        if config.train.checkpoint_activations:
+            checkpoint_activations(method.backbone)
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         return method.to(self.device).to(memory_format=layout)
 
@@ -305,7 +307,16 @@ class _Run:
             total_steps=self.total_steps,
         )
         state = self._state()
-        losses = train_step(self.method, self.optimizer, views, state, lr=lr, precision=self.precision, loss=self.loss)
+        losses = train_step(
+            self.method,
+            self.optimizer,
+            views,
+            state,
+            lr=lr,
+            precision=self.precision,
+            parallel=self.parallel,
+            micro_batch=config.train.micro_batch,
+        )
         self.step += 1
         if self.ranks.world == 1:
             self.agreed_signal = self.signal

@@ -50,6 +50,9 @@ class MethodConfig:
     def validate_ranks(self, world: int) -> None:
         """Raise `UserError` where the number of processes does not fit."""
 
+    def validate_micro_batch(self, images: int, batch_size: int) -> None:
+        """Raise `UserError` where a batch cannot pass through the networks so many images at a time."""
+
     def validate_data(self, data: DataFacts, batch_size: int) -> None:
         """Raise `UserError` where the training images do not: asked before anything is built."""
 
@@ -69,6 +72,10 @@ class Method(nn.Module, ABC):
     `before_epoch` where an epoch begins, then `loss`, `after_backward` and `after_step` for each batch. Views carry the
     ids of their images, and labels where the data has them. A run that is resumed in mid-epoch does not call
     `before_epoch` again.
+
+    A loss has three parts, so that a large batch can pass through the networks a few images at a time
+    (`engine.micro_batch`): `embed` runs what is trained, `targets` what is not, and `loss_of` compares. What a step
+    leaves behind (a queue's next rows, a memory's) comes from `loss_of`, which runs once.
     """
 
     backbone: nn.Module
@@ -87,9 +94,27 @@ class Method(nn.Module, ABC):
         It runs without gradients, in the precision of the training.
         """
 
-    @abstractmethod
     def loss(self, views: Views, step: StepState) -> Losses:
         """Losses of one batch of views `[counts·B, 3, S, S]`, a group per resolution."""
+        embedded = self.embed(views)
+        with torch.no_grad():
+            targets = self.targets(views, step, views.batch_size)
+        return self.loss_of(embedded, targets, views, step)
+
+    @abstractmethod
+    def embed(self, views: Views) -> torch.Tensor:
+        """`[k·B, D]`: k rows an image, as view-major as views are, with gradients into the trained networks.
+
+        Batch norm aside, an image's rows depend on no other image, and the method keeps nothing of the pass.
+        """
+
+    def targets(self, views: Views, step: StepState, images: int) -> torch.Tensor | None:
+        """What `loss_of` needs of networks without gradients, which run on at most so many images at a time."""
+        return None
+
+    @abstractmethod
+    def loss_of(self, embedded: torch.Tensor, targets: torch.Tensor | None, views: Views, step: StepState) -> Losses:
+        """Losses of a whole batch from what `embed` and `targets` made of it."""
 
     def after_backward(self, step: StepState) -> None:
         """Called between the backward pass and the optimizer's step: frozen prototypes lose their gradients here."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from fastssl_kernels import byol_loss
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.views import Views
 from ..errors import UserError
@@ -56,16 +56,23 @@ class BYOL(Method):
         self.target_backbone = target_copy(self.backbone, fresh=True)
         self.target_projector = target_copy(self.projector, fresh=True)
 
-    def loss(self, views: Views, step: StepState) -> Losses:
-        each = views.each()
-        predictions = [self.predictor(self.projector(self.backbone(view))) for view in each]
-        with torch.no_grad():
-            targets = [self.target_projector(self.target_backbone(view)) for view in each[: views.counts[0]]]
-        pairs = [(p, t) for i, p in enumerate(predictions) for j, t in enumerate(targets) if i != j]
+    def embed(self, views: Views) -> Tensor:
+        """Predictions `[V·B, out]`."""
+        return torch.cat([self.predictor(self.projector(self.backbone(view))) for view in views.each()])
+
+    def targets(self, views: Views, step: StepState, images: int) -> Tensor:
+        """The target network's projections of the large views."""
+        parts = (part for view in views.each()[: views.counts[0]] for part in view.split(images))
+        return torch.cat([self.target_projector(self.target_backbone(part)) for part in parts])
+
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
+        assert targets is not None
+        predictions, projections = embedded.split(views.batch_size), targets.split(views.batch_size)
+        pairs = [(p, t) for i, p in enumerate(predictions) for j, t in enumerate(projections) if i != j]
         loss = 2 * torch.stack([byol_loss(p, t) for p, t in pairs]).sum() / len(pairs)
         return Losses(
             loss,
-            {"cosine": 1 - loss.detach() / 4, "embedding_std": embedding_std(targets[0])},
+            {"cosine": 1 - loss.detach() / 4, "embedding_std": embedding_std(projections[0])},
         )
 
     def after_step(self, step: StepState) -> None:

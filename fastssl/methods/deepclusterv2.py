@@ -121,9 +121,13 @@ class DeepClusterV2(Method):
         self.prototypes[head] = centroids
         self.assignments[head] = self.memory.gather(shard, assigned)
 
-    def loss(self, views: Views, step: StepState) -> Losses:
+    def embed(self, views: Views) -> Tensor:
+        """Unit rows `[V·B, out]`."""
+        return self._embed(views.groups)
+
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
         assert views.ids is not None
-        z = self._embed(views.groups)
+        z = embedded
         self._remember(views, z)
         clusters = self.assignments[:, views.ids]
         known = clusters[0] != UNASSIGNED
@@ -133,9 +137,9 @@ class DeepClusterV2(Method):
         losses, hits = [], []
         for prototypes, labels in zip(self.prototypes, clusters, strict=True):
             scores = F.linear(z, prototypes).float() / self.config.temperature
-            targets = labels.repeat(views.total)
-            losses.append(F.cross_entropy(scores, targets, ignore_index=UNASSIGNED, reduction="sum") / count)
-            hits.append((scores.detach().argmax(1) == targets).sum() / count)
+            answers = labels.repeat(views.total)
+            losses.append(F.cross_entropy(scores, answers, ignore_index=UNASSIGNED, reduction="sum") / count)
+            hits.append((scores.detach().argmax(1) == answers).sum() / count)
         metrics = {"accuracy": torch.stack(hits).mean(), "prototype_use": self._use()}
         return Losses(torch.stack(losses).mean(), {**metrics, "embedding_std": embedding_std(z.detach())})
 

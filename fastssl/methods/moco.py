@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fastssl_kernels import Queue, info_nce
+from fastssl_kernels import Queue, info_nce, sample_negatives
 from fastssl_kernels.gather import gather_rows, group_name, size_and_rank
 from torch import Tensor, nn
 
@@ -69,6 +69,14 @@ class MoCoV2Config(MethodConfig):
                 f"--method.norm-groups {self.norm_groups} must be a multiple of the number of processes, {world}, or 1"
             )
 
+    def validate_micro_batch(self, images: int, batch_size: int) -> None:
+        group = batch_size // self.norm_groups
+        if self.norm_groups > 1 and images % group:
+            raise UserError(
+                f"--train.micro-batch {images} must hold whole groups of batch norm: choose a multiple of {group}, "
+                f"which is --train.batch-size {batch_size} / --method.norm-groups {self.norm_groups}"
+            )
+
 
 @dataclass(frozen=True)
 class MoCoV1Config(MoCoV2Config):
@@ -96,11 +104,21 @@ class MoCo(Method):
     def shares_norm(self) -> bool:
         return self.config.norm_groups == 1
 
-    def loss(self, views: Views, step: StepState) -> Losses:
-        each = views.each()
-        queries = [self.projector(self._in_groups(self.backbone, view)) for i, view in enumerate(each) if i != 1]
-        with torch.no_grad():
-            keys = self._keys = F.normalize(self._shuffled_keys(each[1], step).float())
+    def embed(self, views: Views) -> Tensor:
+        """Queries `[(V - 1)·B, out]`: of all views but the second."""
+        size = self._group_size(views)
+        queries = [view for i, view in enumerate(views.each()) if i != 1]
+        return torch.cat([self.projector(_in_groups(self.backbone, view, size)) for view in queries])
+
+    def targets(self, views: Views, step: StepState, images: int) -> Tensor:
+        """Keys `[B, out]` of the second view. The whole batch is shuffled, its groups pass one after another."""
+        keys = self._shuffled_keys(views.each()[1], min(images, self._group_size(views)), step)
+        return F.normalize(keys.float())
+
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
+        assert targets is not None
+        keys, queries = targets, embedded.split(views.batch_size)
+        self._keys = keys
         queue, temperature = self.queue.rows, self.config.temperature
         results = [info_nce(q, keys, queue=queue, temperature=temperature, return_metrics=True) for q in queries]
         metrics = results[0][1]
@@ -116,18 +134,22 @@ class MoCo(Method):
             self.queue.enqueue(self._keys)
             self._keys = None
 
-    def _in_groups(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        world, _ = size_and_rank(group_name(None))
-        return torch.cat([backbone(group) for group in images.chunk(max(1, self.config.norm_groups // world))])
+    def _group_size(self, views: Views) -> int:
+        """Images of a view that share statistics: of the whole batch, of which `views` may be a part."""
+        groups = self.config.norm_groups
+        return views.whole_batch * size_and_rank(group_name(None))[0] // groups if groups > 1 else views.whole_batch
 
-    def _shuffled_keys(self, images: Tensor, step: StepState) -> Tensor:
+    def _shuffled_keys(self, images: Tensor, size: int, step: StepState) -> Tensor:
         if self.config.norm_groups == 1:
-            return self.key_projector(self.key_backbone(images))
+            return self.key_projector(_in_groups(self.key_backbone, images, size))
         world, rank = size_and_rank(group := group_name(None))
         everyone = gather_rows(images, 1, group)
-        # A function of the step alone, so that a resumed run shuffles alike, and every rank.
-        order = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(step.step))
-        back = torch.argsort(order).chunk(world)[rank].to(images.device, non_blocking=True)
-        mine = order.chunk(world)[rank].to(images.device, non_blocking=True)
-        features = self._in_groups(self.key_backbone, everyone[mine])
-        return gather_rows(self.key_projector(features), 1, group)[back]
+        # All images in the order of their hashes: a function of the step alone, so that a resumed run shuffles alike,
+        # and drawn where the images are, so that nothing is copied there.
+        order = sample_negatives(len(everyone), len(everyone), seed=0, step=step.step, device=images.device)
+        features = _in_groups(self.key_backbone, everyone[order.chunk(world)[rank]], size)
+        return gather_rows(self.key_projector(features), 1, group)[torch.argsort(order).chunk(world)[rank]]
+
+
+def _in_groups(backbone: nn.Module, images: Tensor, size: int) -> Tensor:
+    return torch.cat([backbone(group) for group in images.split(size)])

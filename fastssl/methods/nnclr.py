@@ -63,10 +63,14 @@ class NNCLR(Method):
         self.queue = Queue(config.queue, config.out)
         self._embeddings: Tensor | None = None
 
-    def loss(self, views: Views, step: StepState) -> Losses:
+    def embed(self, views: Views) -> Tensor:
+        """Predictions, then the embeddings that they are made of: `[2·V·B, out]`."""
         z = self.projector(torch.cat([self.backbone(group) for group in views.groups]))
-        predictions = self.predictor(z).chunk(views.total)
-        embeddings = z.detach().chunk(views.total)[: views.counts[0]]
+        return torch.cat([self.predictor(z), z])
+
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
+        predictions, z = (rows.chunk(views.total) for rows in embedded.chunk(2))
+        embeddings = [rows.detach() for rows in z[: views.counts[0]]]
         neighbors = [nearest_neighbor(embedding, self.queue) for embedding in embeddings]
         losses, metrics = zip(
             *(

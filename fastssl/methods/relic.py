@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from fastssl_kernels import relic, sample_negatives
 from fastssl_kernels.gather import group_name, size_and_rank
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.views import Views
 from ..errors import UserError
@@ -98,18 +98,25 @@ class RELIC(Method):
         self.target_backbone = target_copy(self.backbone, fresh=False)
         self.target_projector = target_copy(self.projector, fresh=False)
 
-    def loss(self, views: Views, step: StepState) -> Losses:
-        config, each, large = self.config, views.each(), views.counts[0]
-        online = torch.cat([self.predictor(self.projector(self.backbone(view))) for view in each])
-        with torch.no_grad():
-            target = torch.cat([self.target_projector(self.target_backbone(view)) for view in each[:large]])
+    def embed(self, views: Views) -> Tensor:
+        """The online network's `[V·B, out]`."""
+        return torch.cat([self.predictor(self.projector(self.backbone(view))) for view in views.each()])
+
+    def targets(self, views: Views, step: StepState, images: int) -> Tensor:
+        """The target network's `[L·B, out]` of the large views."""
+        parts = (part for view in views.each()[: views.counts[0]] for part in view.split(images))
+        return torch.cat([self.target_projector(self.target_backbone(part)) for part in parts])
+
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
+        assert targets is not None
+        config, online, large = self.config, embedded, views.counts[0]
         negatives = None
         if config.negatives:
             images = views.batch_size * size_and_rank(group_name(None))[0]
             negatives = sample_negatives(images, config.negatives, seed=0, step=step.step, device=online.device)
         loss, metrics = relic(
             online,
-            target,
+            targets,
             views=(large, views.total - large),
             temperature=config.temperature,
             alpha=config.alpha,
@@ -117,7 +124,7 @@ class RELIC(Method):
             self_pairs=config.self_pairs,
             return_metrics=True,
         )
-        return Losses(loss, {**metrics._asdict(), "embedding_std": embedding_std(target)})
+        return Losses(loss, {**metrics._asdict(), "embedding_std": embedding_std(targets)})
 
     def after_step(self, step: StepState) -> None:
         update_target(

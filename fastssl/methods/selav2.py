@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastssl_kernels import sinkhorn_from_features
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.views import Views
 from ..errors import UserError
@@ -64,11 +64,11 @@ class SeLaV2(DeepClusterV2):
             )
         self.assignments[head] = self.memory.gather(shard, codes.argmax(1))
 
-    def loss(self, views: Views, step: StepState) -> Losses:
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
         with torch.no_grad():
             for prototypes in self.prototypes:
                 prototypes.copy_(F.normalize(prototypes))
-        return super().loss(views, step)
+        return super().loss_of(embedded, targets, views, step)
 
     def after_backward(self, step: StepState) -> None:
         if step.step < self.config.freeze_steps:

@@ -76,8 +76,7 @@ class SimCLR(Method):
         """`[V·B, out]`, view-major: the backbone once a resolution, the projector once."""
         return self.projector(torch.cat([self.backbone(group) for group in views.groups]))
 
-    def loss(self, views: Views, step: StepState) -> Losses:
-        z = self.embed(views)
+    def loss_of(self, z: torch.Tensor, targets: torch.Tensor | None, views: Views, step: StepState) -> Losses:
         loss, metrics = nt_xent(z, temperature=self.config.temperature, views=views.total, return_metrics=True)
         if self.config.reduction == "sum":
             loss = 2 * loss

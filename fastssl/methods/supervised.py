@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.views import Views
 from ..errors import UserError
@@ -49,9 +49,13 @@ class Supervised(Method):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
-    def loss(self, views: Views, step: StepState) -> Losses:
+    def embed(self, views: Views) -> Tensor:
+        """Logits `[V·B, C]`."""
+        return self.classifier(torch.cat([self.backbone(group) for group in views.groups])).float()
+
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
         assert views.labels is not None
-        logits = self.classifier(torch.cat([self.backbone(group) for group in views.groups])).float()
+        logits = embedded
         labels = views.labels.repeat(views.total)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         return Losses(loss, {"accuracy": (logits.detach().argmax(1) == labels).float().mean()})

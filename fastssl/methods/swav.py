@@ -91,11 +91,14 @@ class SwAV(Method):
         )
         self._features: Tensor | None = None
 
-    def loss(self, views: Views, step: StepState) -> Losses:
-        config, prototypes = self.config, self.prototypes.weight
+    def embed(self, views: Views) -> Tensor:
+        """Unit features `[V·B, out]`."""
+        return F.normalize(self.projector(torch.cat([self.backbone(group) for group in views.groups])).float())
+
+    def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
+        config, prototypes, z = self.config, self.prototypes.weight, embedded
         with torch.no_grad():
             prototypes.copy_(F.normalize(prototypes))
-        z = F.normalize(self.projector(torch.cat([self.backbone(group) for group in views.groups])).float())
         features = self._features = z.detach().view(views.total, views.batch_size, -1)[: config.assign]
         queue = None
         if self._queued(step, views.batch_size) >= config.queue > 0:

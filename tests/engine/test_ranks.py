@@ -28,6 +28,7 @@ from fastssl.models import BackboneConfig
 
 IMAGES, BATCH, STEPS = 32, 16, 5
 GRADIENT, STATE = 1e-5, 1e-4
+MICRO = ("simclr", "mocov2", "nnclr", "relicv2", "swav")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -85,7 +86,7 @@ def trained(name, ranks):
             with torch.no_grad():
                 method.before_epoch(state, lambda step=step: (slice_of(name, s, ranks) for s in (step, step + 1)))
         losses = train_step(
-            method, optimizer, slice_of(name, step, ranks), state, lr=0.01, precision="fp32", loss=parallel
+            method, optimizer, slice_of(name, step, ranks), state, lr=0.01, precision="fp32", parallel=parallel
         )
         if step == 0:
             found["loss"] = ranks.mean(losses.total.detach().clone())
@@ -93,6 +94,20 @@ def trained(name, ranks):
             found["gradients"] = {n: g.clone() for n, g in found["gradients"].items()}
     found["state"] = method.state_dict()
     return found
+
+
+def in_micro_batches(name, ranks):
+    """The gradient of the first step, four images a time; with fixed statistics, as micro-batches differ in theirs."""
+    torch.manual_seed(0)
+    backbone = BackboneConfig(name="resnet10", stem="cifar-s2", width=0.125, zero_init_residual=False)
+    method = build_method(config_of(name), backbone, DataFacts(IMAGES, 3), sizes=(16, 8))
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.0)
+    parallel = Parallel(method, ranks)
+    method.eval()
+    options = {"lr": 0.0, "precision": "fp32", "parallel": parallel, "micro_batch": None if ranks.world == 1 else 4}
+    losses = train_step(method, optimizer, slice_of(name, 0, ranks), StepState(0, STEPS, 2), **options)
+    gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    return {"loss": ranks.mean(losses.total.detach().clone()), "gradients": gradients}
 
 
 def work(rank, world, port, folder, names):
@@ -103,6 +118,8 @@ def work(rank, world, port, folder, names):
     ranks = Ranks(rank, world, rank, world)
     for name in names:
         torch.save(trained(name, ranks), f"{folder}/{name}-{world}-{rank}.pt")
+    for name in MICRO if world < 4 else ():
+        torch.save(in_micro_batches(name, ranks), f"{folder}/micro {name}-{world}-{rank}.pt")
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -145,6 +162,16 @@ def test_one_global_batch_gives_one_result(results, name, world):
             error = float((found["state"][key].double() - value.double()).norm())
             tolerance = 2**-8 if value.dtype == torch.bfloat16 else STATE
             assert error <= tolerance * max(1.0, float(value.double().norm())), (key, error)
+
+
+@pytest.mark.parametrize("name", MICRO)
+def test_micro_batches_on_two_processes_give_the_gradient_of_one(results, name):
+    alone = results(f"micro {name}", 1, 0)
+    for rank in range(2):
+        found = results(f"micro {name}", 2, rank)
+        assert abs(found["loss"] - alone["loss"]) <= GRADIENT * abs(alone["loss"])
+        for key, gradient in alone["gradients"].items():
+            assert float((found["gradients"][key] - gradient).norm()) <= GRADIENT * largest(alone["gradients"].values())
 
 
 def build_shares(name):

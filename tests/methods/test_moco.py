@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from fastssl_kernels import sample_negatives
 from three_steps import WIDTH, Tiny, blend_, descend, random_views, run_beside, same_after_saving, trained, unit
 
 from fastssl.errors import UserError
@@ -34,7 +35,7 @@ def test_three_steps(kind, counts, norm_groups):
         return torch.cat([network(part) for part in x.split(8 // norm_groups)])
 
     def step(number, views):
-        order = torch.randperm(8, generator=torch.Generator().manual_seed(number))
+        order = sample_negatives(8, 8, seed=0, step=number)
         with torch.no_grad():
             x = views[1][order] if norm_groups > 1 else views[1]
             shuffled = unit(r.key_projector(grouped(r.key_backbone, x)))
@@ -56,6 +57,14 @@ def test_three_steps(kind, counts, norm_groups):
         return loss
 
     run_beside(method, step, r, counts=counts)
+
+
+def test_every_step_shuffles_anew():
+    orders = [sample_negatives(64, 64, seed=0, step=step) for step in range(3)]
+    for order in orders:
+        assert torch.equal(order.sort().values, torch.arange(64))
+    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[1], orders[2])
 
 
 def test_a_key_does_not_meet_itself():

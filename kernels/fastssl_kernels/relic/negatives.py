@@ -37,7 +37,10 @@ def sample_negatives(
         raise ValueError(f"count must be from 1 to images={images}, got {count}")
     if device is None:
         device = step.device if isinstance(step, Tensor) else "cpu"
-    moment = torch.as_tensor(step, dtype=torch.int64, device=device)
+    if isinstance(step, Tensor):
+        moment = step.to(device=device, dtype=torch.int64)
+    else:  # filled there: a number that is copied to a device is waited for
+        moment = torch.full((), step, dtype=torch.int64, device=device)
     base = _mixed(moment * _STEP + _signed(seed))
     keys = _mixed(base + (torch.arange(images, device=device) + 1) * _STEP)
     return keys.topk(count, largest=False).indices

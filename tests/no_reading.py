@@ -8,17 +8,29 @@ import torch
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-READING = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::equal")
+READING = {
+    *("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::equal"),
+    *("aten::masked_select", "aten::argwhere", "aten::bincount", "aten::allclose", "aten::repeat_interleave"),
+    *(
+        "aten::_unique",
+        "aten::_unique2",
+        "aten::unique_dim",
+        "aten::unique_consecutive",
+        "aten::unique_dim_consecutive",
+    ),
+}
 
 
 class NoReading(TorchDispatchMode):
     """Fails on what would make the host wait for a device: scalars, sizes that depend on values, copies to a device.
 
-    An operator registered with torch.library is opaque to a mode: its function is called in the open instead.
+    An operator registered with torch.library is opaque to a mode: with `inside` its function, which is the CPU's, is
+    called in the open instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inside: bool = True) -> None:
         super().__init__()
+        self.inside = inside
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -29,7 +41,7 @@ class NoReading(TorchDispatchMode):
         if name in ("aten::copy_", "aten::_to_copy") and isinstance(args[0], torch.Tensor):
             other = args[1].device if name == "aten::copy_" else torch.device(kwargs.get("device") or args[0].device)
             assert other.type == args[0].device.type, f"{name} from {args[0].device} to {other}"
-        if name.startswith("fastssl::"):
+        if self.inside and name.startswith("fastssl::"):
             with self:
                 return OPDEFS[name]._init_fn(*args, **kwargs)
         return func(*args, **kwargs)
