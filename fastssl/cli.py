@@ -24,7 +24,7 @@ COMMANDS = {
 USAGE = """\
 usage: fastssl COMMAND ...
 
-  pretrain METHOD     pre-train a backbone; --resume RUN_DIR continues a run
+  pretrain METHOD     pre-train a backbone; --requeue starts or continues it, --resume RUN_DIR continues a run
   eval knn|linear     accuracy of a trained backbone on labelled images
   recipes [METHOD]    the constants that ship, and their sources
   views METHOD        draw the views that a recipe makes of some images
@@ -41,7 +41,7 @@ and supervised as the baseline.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 not all is well, 2 bad input."""
+    """Run one command and return its exit code: 0 done, 1 not all is well, 2 bad input, 128 + n signal n."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")

@@ -58,6 +58,12 @@ class TrainConfig:
     """Save `last.pt` so often, and at the end."""
     checkpoint_steps: int | None = None
     """Save every so many steps instead."""
+    keep_checkpoints: int = 2
+    """Checkpoints in `checkpoints/`; `last.pt` is the newest, and if that is damaged, a resume takes the one before."""
+    max_bad_steps: int = 10
+    """Stop after so many steps in a row whose loss or gradients are not finite; each is skipped (CPU; a GPU stops)."""
+    stall_minutes: float = 10.0
+    """Say where the threads stand when no step has ended for so long; 0 never."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,9 @@ def _validate_numbers(config: Config) -> None:
         ("train.norm-ranks", config.train.norm_ranks, 0),
         ("train.checkpoint-minutes", config.train.checkpoint_minutes, 0),
         ("train.checkpoint-steps", config.train.checkpoint_steps, 1),
+        ("train.keep-checkpoints", config.train.keep_checkpoints, 1),
+        ("train.max-bad-steps", config.train.max_bad_steps, 1),
+        ("train.stall-minutes", config.train.stall_minutes, 0),
         ("train.seed", config.train.seed, 0),
         ("loader.hw-decoder-load", config.loader.hw_decoder_load, 0),
         ("loader.threads", config.loader.threads, 1),

@@ -2,10 +2,12 @@
 
 A file is written under a temporary name, flushed to the disk and renamed, so that a reader finds the old or the new one
 and nothing between. Its zip container holds a CRC-32 of every record, which is checked before anything is loaded.
+`checkpoints` says which files a run has and when they are written.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import pickle
@@ -23,6 +25,19 @@ FORMAT = 1
 KEYS = frozenset({"format", "config", "method", "optimizer", "step", "seconds", "wall", "results", "rng"})
 
 
+def host_copy(value: Any) -> Any:
+    """`value` with every tensor in it copied to host memory: what training does to its own no longer changes them."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # keeps a state_dict's kind and the versions of its modules
+        copied.update({key: host_copy(item) for key, item in value.items()})
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)(host_copy(item) for item in value)
+    return copy.copy(value)
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path` atomically. Raises `OSError` and leaves the previous file as it was."""
     buffer = io.BytesIO()
@@ -37,11 +52,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """The rename itself must reach the disk too."""
+def sync_folder(folder: Path) -> None:
+    """Names must reach the disk too: what was renamed, linked or made in `folder`."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

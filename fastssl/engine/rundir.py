@@ -32,18 +32,29 @@ def open_data(config: Config, source: Source | None = None) -> tuple[Source, Sou
     return train, val
 
 
+def place(config: Config) -> Path:
+    """The run directory that `config` names or, if it names none, implies."""
+    return Path(config.run_dir or f"runs/{config.method_name}-{config.recipe}")
+
+
 def claim(config: Config, environment: dict[str, Any]) -> Path:
     """Create the run directory of a new run. Raises `UserError` where another run lives."""
-    run_dir = Path(config.run_dir or f"runs/{config.method_name}-{config.recipe}")
+    run_dir = place(config)
     if (run_dir / "config.yaml").exists():
         raise UserError(
             f"--run-dir {run_dir} already holds a run: continue it with `fastssl pretrain --resume {run_dir}` "
             "or choose another directory"
         )
+    if (run_dir / LAST).exists():
+        raise UserError(
+            f"--run-dir {run_dir} holds checkpoints of a run without a config.yaml: choose another directory"
+        )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "environment.json", {"command": command(), **environment})
-        configuration.save(config, run_dir / "config.yaml")
+        temporary = run_dir / ".config.yaml"  # a run is there or it is not: a kill leaves no half of a configuration
+        configuration.save(config, temporary)
+        temporary.replace(run_dir / "config.yaml")
     except OSError as error:
         raise UserError(f"--run-dir {run_dir} cannot be written: {error.strerror or error}") from None
     return run_dir

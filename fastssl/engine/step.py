@@ -6,6 +6,7 @@ import torch
 
 from ..data.views import Views
 from ..methods import Losses, Method, StepState
+from .finite import Guard
 from .micro_batch import backward_in_micro_batches
 from .precision import autocast
 from .ranks import Parallel
@@ -21,8 +22,9 @@ def train_step(
     precision: str,
     parallel: Parallel | None = None,
     micro_batch: int | None = None,
+    guard: Guard | None = None,
 ) -> Losses:
-    """Forward, backward, update. Reads nothing back from the device.
+    """Forward, backward and, unless `guard` refuses, update. Reads nothing back from a GPU.
 
     parallel: takes the place of the method where processes share the work.
     micro_batch: images that pass through the networks at a time, for the same loss and gradient; None for all.
@@ -30,6 +32,8 @@ def train_step(
     parallel = parallel or Parallel(method)
     for group in optimizer.param_groups:
         group["lr"] = lr
+    if guard is not None:
+        guard.remember()
     optimizer.zero_grad(set_to_none=True)
     if micro_batch is not None and micro_batch < views.batch_size:
         losses = backward_in_micro_batches(
@@ -46,6 +50,8 @@ def train_step(
             losses = parallel(views, state)
         losses.total.backward()
     method.after_backward(state)
+    if guard is not None and guard.refuses(losses):
+        return losses
     optimizer.step()
     method.after_step(state)
     return losses

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ from ..methods.collapse import rankme
 from ..models import checkpoint_activations, module_config
 from ..optim import build_optimizer
 from ..report.environment import environment
-from . import checkpoint, contact, report, rundir
+from . import checkpoints, contact, report, rundir
+from .checkpoints import Checkpoints
 from .evaluation import Evaluator, Features
+from .finite import Guard, NotFinite, stop
 from .monitor import Clock, Display, Metrics, Row
 from .precision import autocast, resolve_device, resolve_precision, set_threads, view_form
 from .ranks import Parallel, Ranks, joined
+from .requeue import continued
 from .step import train_step
+from .watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -53,24 +58,26 @@ def pretrain(
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
     backbone: nn.Module | None = None,
+    requeue: bool = False,
     quiet: bool = False,
 ) -> Result:
-    """Run `config`, or continue the run in the directory `resume`, to its end.
+    """Run `config`, or continue the run in the directory `resume`, to its end; with `requeue`, whichever it takes.
 
     `data` and `run_dir` override the configuration's; `data` may be any object with `__len__` and `read(i) -> bytes`
     (see `fastssl.data.Source`), which a resumed run must be given again. `backbone` takes the place of the
     configuration's: a module from images `[B, 3, S, S]` to features `[B, D]`, which is trained in place and which a
-    resumed run must be given again too. Raises `UserError` for anything that the user can mend, before any training.
-    Ctrl-C and SIGTERM save a checkpoint after the current step and return with `finished=False`.
+    resumed run must be given again too. `requeue` continues the run in the run directory if there is one already, which
+    must have been started with the same `config`, and starts it if there is none: the same call again after any end.
+    Raises `UserError` for anything that the user can mend, before any training. Ctrl-C, SIGTERM and SIGUSR1 save a
+    checkpoint after the current step and return with `finished=False`.
 
     Started by torchrun, or where `torch.distributed` is initialised, it is one of the run's processes (see `ranks`).
     """
     state = None
+    if requeue and (config is None or resume is not None):
+        raise UserError("requeue=True needs a configuration and no resume=: the run directory is the configuration's")
     if resume is not None:
-        resume = Path(resume)
-        config = replace(configuration.load(resume / "config.yaml"), run_dir=str(resume))
-        # Killed before its first checkpoint, a run starts again: the same run, since all randomness is the seed's.
-        state = checkpoint.load(resume / rundir.LAST) if (resume / rundir.LAST).exists() else None
+        config = replace(configuration.load(Path(resume) / "config.yaml"), run_dir=str(resume))
     if config is None:
         raise UserError(
             "pretrain needs a configuration, for example fastssl.recipes.simclr(), or resume=<run directory>"
@@ -82,7 +89,27 @@ def pretrain(
         config = replace(config, backbone=module_config(backbone))
     configuration.validate(config)
     with joined(resolve_device(config.train.device)) as ranks:
+        if requeue and (resume := ranks.once(partial(continued, config))) is not None:
+            config = replace(config, run_dir=str(resume))
+        if resume is not None:
+            state = _state_of(Path(resume), ranks)
         return _Run(config, ranks, state, source, backbone, new=resume is None, quiet=quiet).train()
+
+
+def _state_of(run_dir: Path, ranks: Ranks) -> dict[str, Any] | None:
+    """What the run in `run_dir` continues from. The first rank clears away what cannot be used, then the others read.
+
+    Killed before its first checkpoint, a run starts again: the same run, since all randomness is the seed's.
+    """
+    state = None
+
+    def read() -> None:
+        nonlocal state
+        checkpoints.remove_temporaries(run_dir)
+        state = checkpoints.newest(run_dir)
+
+    ranks.once(read)
+    return state if ranks.first else checkpoints.newest(run_dir)
 
 
 def data_facts(source: Source) -> DataFacts:
@@ -90,10 +117,6 @@ def data_facts(source: Source) -> DataFacts:
     labels = source.labels
     known = labels is not None and len(labels) > 0 and labels.min() >= 0
     return DataFacts(len(source), int(labels.max()) + 1 if known and labels is not None else 0)
-
-
-class _Diverged(UserError):
-    """The loss is not finite: a checkpoint of this state would be worthless."""
 
 
 class _Run:
@@ -160,7 +183,15 @@ class _Run:
         if wanted and Evaluator.possible(self.train_source, self.val_source):
             self.evaluator = Evaluator(self.train_source, self.val_source, config, self.device, self.precision, ranks)
         self.signal = self.agreed_signal = 0
-        self.saved_step = self.step if state is not None else -1
+        self.guard = Guard(self.method, self.device, config.train.max_bad_steps)
+        self.watchdog = Watchdog(config.train.stall_minutes)
+        self.torn = False  # between a step's begin and its end the state is neither the old nor the new one
+        self.checkpoints = Checkpoints(
+            self.run_dir,
+            keep=config.train.keep_checkpoints,
+            say=self.display.say,
+            saved_step=self.step if state is not None else -1,
+        )
         self.checkpoint_due = time.monotonic() + 60 * config.train.checkpoint_minutes
 
     def _prefetch(self) -> int:
@@ -201,13 +232,15 @@ class _Run:
             with self._signals():
                 try:
                     self._loop()
-                except _Diverged:
-                    raise
+                except NotFinite:
+                    raise  # the checkpoints from before it are worth more
                 except BaseException:
-                    if self.step > max(self.saved_step, 0):
-                        self._save()
+                    if self.step > 0 and not self.torn:
+                        self._save_now()
                     raise
-            saved = self._save() if self.saved_step != self.step else True
+                finally:
+                    self.checkpoints.wait()
+                saved = self._save_now()
             finished = self.step == self.total_steps
             if finished:
                 self._finish()
@@ -216,6 +249,7 @@ class _Run:
                     f"interrupted after step {self.step}: continue with `fastssl pretrain --resume {self.run_dir}`"
                 )
         finally:
+            self.checkpoints.wait()
             self.display.close()
             self.metrics.close()
         return Result(self.run_dir, self.results, finished, saved, self.signal)
@@ -225,19 +259,22 @@ class _Run:
         loader = self._open_loader()
         self.method.train()
         clock = Clock(self.step)
-        with contextlib.closing(loader):
+        with contextlib.closing(loader), self.watchdog:
             for batch in self._batches(loader, clock):
                 clock.waited()
+                self.watchdog.at("step")
                 row = self._step(batch, clock)
                 del batch
+                self.watchdog.at("evaluation or checkpoint")
                 if row is not None:
                     self.metrics.write(row)
                     self.display.update(row, seconds_left=self.seconds / self.step * (self.total_steps - self.step))
                 with clock.paused():
                     self._tell_unreadable(loader)
                     self._after_step()
-                if self.agreed_signal or self.step == self.total_steps:
+                if self._told_to_stop() or self.step == self.total_steps:
                     break
+                self.watchdog.at("loader")
         self.results["images_per_second"] = self.step * config.train.batch_size / max(self.seconds, 1e-9)
 
     def _open_loader(self) -> ViewLoader:
@@ -271,8 +308,10 @@ class _Run:
         while self.step < self.total_steps:
             epoch, start = divmod(self.step, self.steps_per_epoch)
             if start == 0:
+                self.watchdog.at("preparation of an epoch")
                 with clock.working(), torch.no_grad(), autocast(self.device, self.precision):
                     self.method.before_epoch(self._state(), lambda: self._epoch_views(loader))
+            self.watchdog.at("loader")
             yield from self._epoch(loader, epoch, start)
 
     def _epoch(self, loader: ViewLoader, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -289,6 +328,7 @@ class _Run:
                 batch = next(batches, None)
             if batch is None:
                 return
+            self.watchdog.at("preparation of an epoch")
             yield self._views(batch)
 
     def _state(self) -> StepState:
@@ -307,6 +347,7 @@ class _Run:
             total_steps=self.total_steps,
         )
         state = self._state()
+        self.torn = True
         losses = train_step(
             self.method,
             self.optimizer,
@@ -316,23 +357,27 @@ class _Run:
             precision=self.precision,
             parallel=self.parallel,
             micro_batch=config.train.micro_batch,
+            guard=self.guard,
         )
         self.step += 1
-        if self.ranks.world == 1:
-            self.agreed_signal = self.signal
+        self.torn = False
+        if self.guard.refused is not None:
+            self._skip(batch, losses, lr, clock)
+            return None
         if self.step % config.monitor.log_steps and self.step != self.total_steps:
             self.seconds += clock.lap()
             return None
         loss, metrics = self._read(losses)  # the only host synchronisation, every `log_steps`
         if not math.isfinite(loss):
-            raise _Diverged(
-                f"the loss became {loss} at step {self.step} (lr {lr:.3g}); the last checkpoint is from step "
-                f"{max(self.saved_step, 0)}: lower --optim.lr or lengthen --optim.warmup-epochs"
-            )
+            raise self._diverged("loss", batch, losses, lr)
         self.seconds += clock.lap()
         timing = clock.window(config.train.batch_size, self.step)
         row = {"kind": "train", "step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss, "lr": lr}
         return {**row, **metrics, "timing": {"time": self.seconds, "wall": self._wall(), **timing}}
+
+    def _told_to_stop(self) -> bool:
+        """By a signal; several processes must all know of it, so they ask each other where metrics are read."""
+        return bool(self.signal if self.ranks.world == 1 else self.agreed_signal)
 
     def _read(self, losses: Losses) -> tuple[float, dict[str, float]]:
         """Loss and metrics, as means over the ranks; a signal that one of them got stops them all here."""
@@ -343,6 +388,24 @@ class _Run:
             self.signal = signal.SIGTERM
         self.agreed_signal = self.signal
         return loss, dict(zip(losses.metrics, metrics, strict=True))
+
+    def _skip(self, batch: Batch, losses: Losses, lr: float, clock: Clock) -> None:
+        """Count a step that was not finite and changed nothing; too many in a row end the run."""
+        what = self.guard.refused or ""
+        if self.guard.in_a_row >= self.config.train.max_bad_steps:
+            raise self._diverged(what, batch, losses, lr)
+        self.seconds += clock.lap()
+        self.results["skipped_steps"] = skipped = self.results.get("skipped_steps", 0) + 1
+        self.display.say(f"step {self.step} is skipped, its {what} is not finite")
+        row: Row = {"kind": "skipped", "step": self.step, "epoch": self.step / self.steps_per_epoch, "lr": lr}
+        self.metrics.write({**row, "not_finite": what, "skipped_steps": skipped, "timing": {"time": self.seconds}})
+
+    def _diverged(self, what: str, batch: Batch, losses: Losses, lr: float) -> NotFinite:
+        self.checkpoints.wait()
+        ids = batch.ids.tolist()
+        where = {"epoch": self.step / self.steps_per_epoch, "ids": ids, "images": [*map(self.train_source.name, ids)]}
+        row, saved = max(1, self.guard.in_a_row), self.checkpoints.saved_step
+        return stop(self.run_dir, what, losses, step=self.step, lr=lr, in_a_row=row, saved_step=saved, **where)
 
     def _after_step(self) -> None:
         """Evaluation and checkpoints that are due after the step just made."""
@@ -422,7 +485,7 @@ class _Run:
         self.results["trained_knn"] = accuracy
         if accuracy > self.results.get("best_knn", -1.0):
             self.results["best_knn"], self.results["best_step"] = accuracy, self.step
-            self._save(rundir.BEST)
+            self._save(best=True)
 
     def _finish(self) -> None:
         features = self._features() if self.evaluator else None
@@ -444,11 +507,23 @@ class _Run:
         """Seconds since the run began, evaluation included, over all its processes."""
         return time.monotonic() - self.started
 
-    def _save(self, name: str = rundir.LAST) -> bool:
-        """The first rank writes: what a run needs is the same on all, and running statistics are taken from it."""
+    def _save_now(self) -> bool:
+        """Whether the current step's checkpoint is on the disk, written now if need be."""
         if not self.ranks.first:
-            self.saved_step = self.step if name == rundir.LAST else self.saved_step
             return True
+        self.checkpoints.wait()
+        if self.checkpoints.saved_step != self.step:
+            self._save()
+            self.checkpoints.wait()
+        return self.checkpoints.saved_step == self.step
+
+    def _save(self, *, best: bool = False) -> None:
+        """Begin to write a checkpoint of the current step.
+
+        The first rank does: what a run needs is the same on all, and running statistics are taken from it.
+        """
+        if not self.ranks.first:
+            return
         state = {
             "config": configuration.to_dict(self.config),
             "method": self.method.state_dict(),
@@ -459,29 +534,28 @@ class _Run:
             "results": self.results,
             "rng": torch.get_rng_state(),
         }
-        self.checkpoint_due = time.monotonic() + 60 * self.config.train.checkpoint_minutes
-        try:
-            checkpoint.save(self.run_dir / name, state)
-        except OSError as error:
-            kept = f"the one from step {self.saved_step} is kept" if self.saved_step >= 0 else "there is none yet"
-            self.display.say(f"checkpoint {name} of step {self.step} could not be written ({error}); {kept}")
-            return False
-        if name == rundir.LAST:
-            self.saved_step = self.step
-        return True
+        if not best:
+            self.checkpoint_due = time.monotonic() + 60 * self.config.train.checkpoint_minutes
+        self.checkpoints.write(state, best=best)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends the loop after the current step, a second one at once."""
+        """The first Ctrl-C, SIGTERM or SIGUSR1 ends the loop after the current step, a Ctrl-C after it at once.
+
+        Schedulers send several (a warning, then the end): what follows the first must not stop its checkpoint.
+        """
 
         def handle(number: int, frame: object) -> None:
             if self.signal:
-                raise KeyboardInterrupt
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return
             self.signal = number
             self.display.say("interrupted: saving after this step")
 
         try:
-            previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+            previous = {number: signal.signal(number, handle) for number in numbers}
         except ValueError:  # not in the main thread: signals belong to somebody else
             yield
             return

@@ -16,7 +16,7 @@ import torch
 import fastssl
 from fastssl import config as configuration
 from fastssl.config import LoaderConfig, MonitorConfig, TrainConfig
-from fastssl.engine import checkpoint
+from fastssl.engine import checkpoint, checkpoints
 from fastssl.errors import UserError
 from fastssl.models import BackboneConfig
 
@@ -59,6 +59,7 @@ def test_a_run_leaves_everything_behind(image_folder, tmp_path):
         "config.yaml",
         "metrics.jsonl",
         "last.pt",
+        "checkpoints",
         "best.pt",
         "environment.json",
         "report.html",
@@ -117,7 +118,7 @@ def test_sigkill_in_mid_epoch_then_resume_is_bit_identical(image_folder, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_interruption_saves_and_says_how_to_go_on(image_folder, tmp_path, number):
     config = small(image_folder, tmp_path / "run", epochs=2000)
     configuration.save(config, tmp_path / "start.yaml")
@@ -143,7 +144,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(image_folder, tmp_path, monke
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) == 3:  # the file of the second checkpoint; each takes a file and a folder
+        if len(calls) == 4:  # the file of the second checkpoint; each takes a file and two folders
             raise OSError(28, "No space left on device")
         real(descriptor)
 
@@ -154,18 +155,16 @@ def test_a_full_disk_keeps_the_previous_checkpoint(image_folder, tmp_path, monke
     save = checkpoint.save
 
     def remember(path, state):
-        try:
-            save(path, state)
-        finally:
-            kept.append(checkpoint.load(path)["step"])
+        kept.append([stored.name for stored in checkpoints.stored(tmp_path / "run")])
+        save(path, state)
 
     monkeypatch.setattr(checkpoint, "save", remember)
     result = fastssl.pretrain(config)
-    assert kept[:2] == [2, 2]
+    assert kept == [[], ["step-2.pt"], ["step-2.pt"]]
     assert result.saved
     output = " ".join(capsys.readouterr().out.split())
     assert "could not be written ([Errno 28] No space left on device); the one from step 2 is kept" in output
-    assert sorted(p.name for p in result.run_dir.glob(".*")) == []
+    assert sorted(p.name for p in result.run_dir.rglob(".*")) == []
 
 
 def test_an_unreadable_image_is_named_counted_and_replaced(image_folder, tmp_path):
