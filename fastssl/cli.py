@@ -15,6 +15,7 @@ COMMANDS = {
     "views": "data",
     "check-data": "data",
     "pack": "data",
+    "saliency": "saliency",
     "bench": "bench",
     "report": "evaluate",
     "doctor": "doctor",
@@ -30,6 +31,7 @@ usage: fastssl COMMAND ...
   views METHOD        draw the views that a recipe makes of some images
   check-data DATA     decode every image once and list what is bad
   pack DATA OUT       transcode a data set to small JPEG files in tar shards, which decode faster
+  saliency            make masks of the images' foreground without labels, for relicv2
   bench data DATA     images/s of your files as a recipe's views, what bounds it, and where the time goes
   report RUN_DIR      write the report of a run again and print its table
   doctor              versions, devices and back ends on this machine

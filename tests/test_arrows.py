@@ -20,8 +20,9 @@ ALLOWED = {
     "recipes": {"recipes", "config", "data.views", "methods", "models", "optim", "errors"},
     "doctor": {"report", "data", "errors"},
     "bench": {"bench", "data", "report", "errors"},
+    "saliency": {"saliency", "data", "models", "report", "errors"},
     "engine": {"engine", "config", "data", "methods", "models", "optim", "evaluate", "report", "errors"},
-    "commands": {"commands", "engine", "recipes", "config", "data", "doctor", "bench", "errors"},
+    "commands": {"commands", "engine", "saliency", "recipes", "config", "data", "doctor", "bench", "errors"},
     "cli": {"commands", "errors", "__version__"},
 }
 

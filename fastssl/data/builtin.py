@@ -139,6 +139,31 @@ def _noise(seed: int, split: int, ids: NDArray[np.int64], size: int) -> Array:
     return ((total - 510) / np.sqrt((256**2 - 1) / 3)).astype(np.float32)
 
 
+def coverage(ids: NDArray[np.int64], *, split: int, seed: int = 0, size: int = 32) -> Array:
+    """The share of each pixel that the shape covers: the true masks of `draw_images`, whose arguments these are.
+
+    Returns:
+        float32 `[N, size, size]`, multiples of 1/16.
+    """
+    u = uniforms(seed, split, ids, BUILTIN_VIEW, _GEOMETRY_DRAWS)
+    half = 0.45 * (0.5 + 0.5 * u[:, 0])
+    cx, cy = (half + u[:, k] * (1 - 2 * half) for k in (1, 2))
+    tilt = np.deg2rad(25) * (2 * u[:, 3] - 1)
+    mirror = np.where(u[:, 4] < 0.5, -1.0, 1.0)
+    fine = size * _SUPERSAMPLING
+    grid = ((np.arange(fine) + 0.5) / fine).astype(np.float32)
+    cos, sin = (f(tilt) / half for f in (np.cos, np.sin))
+    covered = np.empty((len(ids), size, size), dtype=np.float32)
+    for number, shape in enumerate(SHAPES.values()):
+        for i in np.flatnonzero(ids % len(SHAPES) == number):
+            dx, dy = (grid - np.float32(cx[i]))[None, :], (grid - np.float32(cy[i]))[:, None]
+            x = np.float32(mirror[i] * cos[i]) * dx + np.float32(mirror[i] * sin[i]) * dy
+            y = np.float32(cos[i]) * dy - np.float32(sin[i]) * dx
+            inside = shape(x, y).reshape(size, _SUPERSAMPLING, size, _SUPERSAMPLING)
+            covered[i] = inside.sum(axis=(1, 3), dtype=np.float32) / _SUPERSAMPLING**2
+    return covered
+
+
 def draw_images(ids: NDArray[np.int64], *, split: int, seed: int = 0, size: int = 32) -> NDArray[np.uint8]:
     """Images of the built-in data set.
 
@@ -155,27 +180,13 @@ def draw_images(ids: NDArray[np.int64], *, split: int, seed: int = 0, size: int 
         uint8 `[N, size, size, 3]`.
     """
     u = uniforms(seed, split, ids, BUILTIN_VIEW, _GEOMETRY_DRAWS + _COLOR_DRAWS)
-    half = 0.45 * (0.5 + 0.5 * u[:, 0])
-    cx, cy = (half + u[:, k] * (1 - 2 * half) for k in (1, 2))
-    tilt = np.deg2rad(25) * (2 * u[:, 3] - 1)
-    mirror = np.where(u[:, 4] < 0.5, -1.0, 1.0)
     direction = 2 * np.pi * u[:, 5]
-    fine = size * _SUPERSAMPLING
-    grid = ((np.arange(fine) + 0.5) / fine).astype(np.float32)
-    cos, sin = (f(tilt) / half for f in (np.cos, np.sin))
-    coverage = np.empty((len(ids), size, size, 1), dtype=np.float32)
-    for number, shape in enumerate(SHAPES.values()):
-        for i in np.flatnonzero(ids % len(SHAPES) == number):
-            dx, dy = (grid - np.float32(cx[i]))[None, :], (grid - np.float32(cy[i]))[:, None]
-            x = np.float32(mirror[i] * cos[i]) * dx + np.float32(mirror[i] * sin[i]) * dy
-            y = np.float32(cos[i]) * dy - np.float32(sin[i]) * dx
-            inside = shape(x, y).reshape(size, _SUPERSAMPLING, size, _SUPERSAMPLING)
-            coverage[i, :, :, 0] = inside.sum(axis=(1, 3), dtype=np.float32) / _SUPERSAMPLING**2
     pixel = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     slope = np.cos(direction)[:, None, None] * pixel[None, None, :] + np.sin(direction)[:, None, None] * pixel[:, None]
     front, back = _colors(u[:, _GEOMETRY_DRAWS:])
     background = back[:, None, None] + 0.15 * slope[..., None].astype(np.float32)
-    image = background + coverage * (front[:, None, None] - background)
+    covered = coverage(ids, split=split, seed=seed, size=size)[..., None]
+    image = background + covered * (front[:, None, None] - background)
     image += 0.03 * _noise(seed, split, ids, size)
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 

@@ -43,12 +43,12 @@ def check_masks(spec: ViewSpec, name: str, given: bool) -> None:
     """Raise `UserError` for a view whose background is to be removed without masks; `name` says which view it is."""
     if spec.background_removal > 0 and not given:
         raise UserError(
-            f"{name}.background-removal {spec.background_removal} needs masks of the images: name them with --masks, "
-            "or set it to 0"
+            f"{name}.background-removal {spec.background_removal} needs masks of the images: name them with --masks "
+            "(`fastssl saliency` makes some), or set it to 0"
         )
 
 
-def _stem(source: Source, index: int) -> str:
+def stem(source: Source, index: int) -> str:
     """The image's path within its source without its suffix; shards of a source count as one folder."""
     name = PurePath(source.name(index))
     if isinstance(source, TarImages) and len(source.paths) > 1:
@@ -71,19 +71,19 @@ class Masks:
         root = Path(path).expanduser()
         self._files = open_source(root / "train" if (root / "train").is_dir() else root)
         self._source = source
-        self._number = {_stem(self._files, i): i for i in range(len(self._files))}
+        self._number = {stem(self._files, i): i for i in range(len(self._files))}
         self._lock = threading.Lock()
         self.missing: dict[str, str] = {}
         """Images that were shown with their background, and why: no mask, or one that cannot be read."""
-        if not any(_stem(source, i) in self._number for i in range(len(source))):
+        if not any(stem(source, i) in self._number for i in range(len(source))):
             raise UserError(
-                f"--masks {root} has no mask for any image: it must hold {_stem(source, 0)}.png for {source.name(0)}"
+                f"--masks {root} has no mask for any image: it must hold {stem(source, 0)}.png for {source.name(0)}"
             )
 
     def foreground(self, index: int, height: int, width: int) -> NDArray[np.bool_] | None:
         """bool `[height, width]`, the size of the decoded image; None, and a note in `missing`, without a mask."""
         name = self._source.name(index)
-        number = self._number.get(_stem(self._source, index))
+        number = self._number.get(stem(self._source, index))
         try:
             if number is None:
                 raise ValueError("no mask of that name")
@@ -109,6 +109,17 @@ class Masks:
             return None
         kept = torch.from_numpy(inside).to(image.device)[:, :, None]
         return torch.where(kept, image, torch.full_like(image, round(255 * fill)))
+
+
+def as_stored(mask: NDArray[np.bool_], data: bytes | None) -> NDArray[np.bool_]:
+    """A mask `[H, W]` of a decoded image as its file stores the pixels: without the turn that EXIF asks for.
+
+    Args:
+        data: the image's file; None for an image that was never encoded.
+    """
+    transpose, up, left = _TURNS[1 if data is None else _orientation(data)]
+    mask = mask[:: -1 if up else 1, :: -1 if left else 1]
+    return mask.T if transpose else mask
 
 
 def _gray(data: bytes) -> NDArray[np.uint8]:
