@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastssl_kernels.gather import all_reduce, group_name
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -66,8 +66,7 @@ class Guard:
         if not self._active:
             return False
         self.refused = not_finite(losses, self._method)
-        anywhere = all_reduce(torch.tensor(float(self.refused is not None)), "max", group_name(None))
-        if self.refused is None and anywhere:
+        if _anywhere(self.refused is not None) and self.refused is None:
             self.refused = "loss or gradient of another process"
         if self.refused is None:
             self.in_a_row = 0
@@ -96,16 +95,24 @@ class Guard:
         self._versions, self._learned = {}, True
 
 
+def _anywhere(here: bool) -> bool:
+    """Whether `here` is true in any process of the run."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return here
+    flag = torch.tensor(float(here))
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def not_finite(losses: Losses, method: nn.Module) -> str | None:
     """The first of loss and gradients that holds a NaN or an infinity, in words, or None."""
     if not math.isfinite(losses.total.item()):
         return "loss"
     for name, parameter in method.named_parameters():
         gradient = parameter.grad
-        if gradient is not None and gradient.numel():
-            low, high = gradient.aminmax()  # one pass; both are NaN where anything is
-            if not (math.isfinite(low.item()) and math.isfinite(high.item())):
-                return f"gradient of {name}"
+        # A sum with a NaN or an infinity in it is one; a sum of large numbers may be one too.
+        if gradient is not None and not math.isfinite(gradient.sum().item()) and not gradient.isfinite().all():
+            return f"gradient of {name}"
     return None
 
 

@@ -11,8 +11,11 @@ from test_runs import rows, small
 import fastssl
 from fastssl.config import MonitorConfig
 from fastssl.data.views import Views
+from fastssl.engine import checkpoint
+from fastssl.engine.checkpoints import Checkpoints
 from fastssl.engine.finite import Guard
 from fastssl.engine.step import train_step
+from fastssl.engine.train import _Run
 from fastssl.errors import UserError
 from fastssl.methods import DataFacts, StepState, build_method
 from fastssl.methods.simclr import SimCLR
@@ -138,3 +141,32 @@ def test_too_many_in_a_row_stop_the_run_with_their_state(image_folder, tmp_path,
     assert len(state["ids"]) == len(set(state["ids"])) == len(state["images"]) == 10
     assert state["lr"] > 0
     assert all(math.isfinite(value) for value in state["metrics"].values())
+
+
+def test_a_step_that_ends_in_the_middle_is_not_saved(image_folder, tmp_path, monkeypatch):
+    """The optimizer has moved a part of the parameters when the second Ctrl-C comes: that state is no step's."""
+    real = SimCLR.after_step
+
+    def after_step(self, step):
+        if step.step == 6:
+            raise KeyboardInterrupt
+        real(self, step)
+
+    monkeypatch.setattr(SimCLR, "after_step", after_step)
+    config = small(image_folder, tmp_path / "run", epochs=2, checkpoint_steps=4, threads=1)
+    config = replace(config, monitor=replace(config.monitor, knn_epochs=0, baselines=False))
+    with pytest.raises(KeyboardInterrupt):
+        fastssl.pretrain(config, quiet=True)
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 4
+
+
+def test_a_better_best_does_not_put_off_the_next_checkpoint(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "write", lambda self, state, *, best=False: None)
+    config = small(image_folder, tmp_path / "run", epochs=1, threads=1)
+    config = replace(config, monitor=replace(config.monitor, knn_epochs=0, baselines=False))
+    run = _Run(config, None, None, None, new=True, quiet=True)
+    due = run.checkpoint_due
+    run._save(best=True)
+    assert run.checkpoint_due == due
+    run._save()
+    assert run.checkpoint_due > due
