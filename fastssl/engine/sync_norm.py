@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fastssl_kernels.gather import gather_flat
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -70,7 +71,7 @@ class _Synchronised(torch.autograd.Function):
         own_var, own_mean = torch.var_mean(x.float(), [d for d in range(x.ndim) if d != 1], correction=0)
         own = torch.cat([own_mean, own_var, own_mean.new_tensor([x.numel() // x.shape[1]])])
         everyone = own.new_empty(dist.get_world_size(group) * len(own))
-        dist.all_gather_into_tensor(everyone, own, group=group)
+        gather_flat(everyone, own, group)
         everyone = everyone.view(-1, len(own))
         counts = everyone[:, -1:]
         count = counts.sum()
