@@ -11,6 +11,7 @@ from fastssl.engine import train as module
 from fastssl.engine.monitor import Clock
 from fastssl.engine.precision import view_form
 from fastssl.engine.ranks import Ranks
+from fastssl.engine.watchdog import Watchdog
 from fastssl.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -30,7 +31,7 @@ class Run(module._Run):
     def __init__(self, config, device, view_device, run_dir) -> None:
         self.config, self.device, self.view_device, self.run_dir = config, device, view_device, run_dir
         self.precision, self.renderer, self.train_source, self.masks = "bf16", "torch", object(), None
-        self.ranks = Ranks()
+        self.ranks, self.watchdog, self.guard, self.parallel = Ranks(), Watchdog(0), None, None
         # In mid-epoch, where methods have nothing to prepare.
         self.step, self.total_steps, self.steps_per_epoch = 1, 3, 3
 
