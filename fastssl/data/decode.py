@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .handover import MAPPED, PIECE, HandOver
+from .handover import MAPPED, PIECE, SMALL, HandOver
 from .jpeg import DamagedJpeg, JpegHeader, inspect
 from .workers import worker_pool
 
@@ -261,14 +261,14 @@ class DaliDecoder:
             start, used = stop, used + length
         return images
 
-    def _decode_sound(self, encoded: Sequence[bytes]) -> Decoded:
+    def _decode_sound(self, encoded: Sequence[bytes], headers: Sequence[JpegHeader]) -> Decoded:
         """Files that must decode. Should DALI still refuse one, all are decoded with care, and DALI starts anew."""
         images: torch.Tensor | list[torch.Tensor]
-        headers = [inspect(data) for data in encoded]
         sizes = [3 * header.height * header.width for header in headers]
         unlike = len({(header.height, header.width) for header in headers}) > 1
+        small = sum(sizes) < min(MAPPED, SMALL * len(sizes))
         try:
-            if self._device.type == "cpu" and unlike and sum(sizes) < MAPPED:
+            if self._device.type == "cpu" and unlike and small:
                 images = self._run_in_pieces(encoded, sizes)
             else:
                 images = self._handover.take_batch(self._run(encoded))
@@ -281,18 +281,25 @@ class DaliDecoder:
         if len(encoded) > self._capacity:  # of the whole batch: how many are sound changes, and a new pipeline is dear
             self._pipeline, self._capacity = None, len(encoded)
         failures: dict[int, str] = {}
-        sound: list[int] = []
+        sound: dict[int, JpegHeader] = {}
         others: list[int] = []
         for i, data in enumerate(encoded):
             try:
-                (sound if data[:2] == b"\xff\xd8" and _inspect(data).sound else others).append(i)
+                header = _inspect(data) if data[:2] == b"\xff\xd8" else None
             except UnreadableImage as error:
                 failures[i] = str(error)
-        images: list[torch.Tensor | None] = [None] * len(encoded)
-        for positions, decode in ((sound, self._decode_sound), (others, self._careful.decode)):
-            if not positions:
                 continue
-            result = decode([encoded[i] for i in positions])
+            if header is not None and header.sound:
+                sound[i] = header
+            else:
+                others.append(i)
+        images: list[torch.Tensor | None] = [None] * len(encoded)
+        results: list[tuple[list[int], Decoded]] = []
+        if sound:
+            results.append((list(sound), self._decode_sound([encoded[i] for i in sound], list(sound.values()))))
+        if others:
+            results.append((others, self._careful.decode([encoded[i] for i in others])))
+        for positions, result in results:
             if isinstance(result.images, torch.Tensor) and len(positions) == len(encoded):
                 return Decoded(result.images.to(self._device), failures)
             for i, image in zip(positions, result.images, strict=True):

@@ -5,11 +5,11 @@ indefinitely; the DLPack capsule holds a reference to the memory, which goes bac
 dropped (documentation of `Tensor.__dlpack__`, and NVIDIA/DALI pull requests 5684 and 5699).
 
 * On the CPU that is enough. `torch.from_dlpack` keeps the capsule with the tensor's storage, and so does every view of
-  it: the memory lives exactly as long as somebody can look at it. Only batches of unlike images below 32 MiB are
+  it: the memory lives exactly as long as somebody can look at it. Only batches below 32 MiB of unlike, small images are
   copied, a piece at a time, into buffers that are used again. Their blocks are of another size each time; the C library
   does not map them but keeps them on the heap of whichever of DALI's threads asked, each of which then holds on to as
-  much as a batch. Tensors of one block of our own are also made faster than DALI's: 512 images of 100 × 100 are handed
-  over in 2.6 ms instead of 4.7.
+  much as a batch. Tensors of one block of our own are also made faster than DALI's. (A batch of a few large images is
+  left in DALI's block, though the heap may keep some of those too: to copy it, or to part it, costs more.)
 * On a GPU it is not. A tensor is dropped when its last kernel has been *launched*, and DALI gives its memory to the
   next batch at once, on streams of its own that know nothing of torch's: it could be overwritten before that kernel
   has read it. So the pixels are copied into memory of torch's allocator, which does know torch's streams. The copy
@@ -33,7 +33,10 @@ MAPPED = 32 << 20
 """Bytes from which glibc surely maps a block, and gives it back when it is freed (its `M_MMAP_THRESHOLD` at most)."""
 
 PIECE = 4 << 20
-"""Most bytes that DALI decodes at once of a smaller batch: what each of its threads may keep of the heap."""
+"""Most bytes that DALI decodes at once of a batch that is copied: what each of its threads may keep of the heap."""
+
+SMALL = PIECE // 32
+"""Bytes of an image below which, in the mean, a batch is copied: a piece then has work for many threads."""
 
 
 class HandOver:

@@ -75,10 +75,11 @@ class Evaluator:
         return Features(*self._side(backbone, self._bank), *self._side(backbone, self._query))
 
     def _side(self, backbone: torch.nn.Module, source: Source) -> tuple[torch.Tensor, torch.Tensor]:
-        share = self._ranks.share(len(source))
-        if self._ranks.world > 1:
+        ranks = self._ranks if len(source) >= self._ranks.world else Ranks()  # too few to share are everybody's
+        if ranks.world > 1:
+            share = ranks.share(len(source))
             source = subset(source, np.arange(share.start, share.stop))
-        batches = self._batches(source, self._config.evaluate) if len(source) else ()
+        batches = self._batches(source, self._config.evaluate)
         features, labels = extract_features(
             backbone,
             batches,
@@ -86,7 +87,7 @@ class Evaluator:
             precision=self._precision,
             channels_last=self._config.train.channels_last,
         )
-        return self._ranks.concatenated(features), self._ranks.concatenated(labels)
+        return ranks.concatenated(features), ranks.concatenated(labels)
 
     def knn(self, features: Features) -> float:
         monitor = self._config.monitor

@@ -117,9 +117,9 @@ def not_finite(losses: Losses, method: nn.Module) -> str | None:
 
 
 def stop(
-    run_dir: Path, what: str, losses: Losses, *, step: int, lr: float, in_a_row: int, saved_step: int, **where: Any
+    path: Path, what: str, losses: Losses, *, step: int, lr: float, in_a_row: int, saved_step: int, **where: Any
 ) -> NotFinite:
-    """Write the step's state to bad_step.json; the error to raise. `where`: what else is known of the step."""
+    """Write the step's state to `path`; the error to raise. `where`: what else is known of the step."""
     loss = losses.total.item()
     plain = {name: value.item() for name, value in losses.metrics.items()}
     bad = [name for name, value in plain.items() if not math.isfinite(value)]
@@ -133,10 +133,10 @@ def stop(
         **where,
     }
     try:
-        rundir.write_json(run_dir / FILE, state)
-        described = f"{FILE} describes it"
+        rundir.write_json(path, state)
+        described = f"{path.name} describes it"
     except OSError as error:
-        described = f"{FILE} could not be written ({error})"
+        described = f"{path.name} could not be written ({error})"
     value = f"the loss became {loss}" if what == "loss" else f"the {what} is not finite"
     row = f", in {in_a_row} steps in a row" if in_a_row > 1 else ""
     return NotFinite(

@@ -52,6 +52,11 @@ class Ranks:
         torch.cuda.set_device(self.local)
         return torch.device("cuda", self.local)
 
+    def file(self, name: str) -> str:
+        """This process's own file beside the first one's `name`: `stem.rank<r>.suffix`."""
+        stem, dot, suffix = name.rpartition(".")
+        return name if self.first else f"{stem}.rank{self.rank}{dot}{suffix}"
+
     def once(self, task: Callable[[], T]) -> T:
         """What `task` returns on the first rank, on every rank; a `UserError` there is raised on all."""
         if self.world == 1:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fastssl_kernels.gather import gather_flat
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -70,9 +69,9 @@ class _Synchronised(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         own_var, own_mean = torch.var_mean(x.float(), [d for d in range(x.ndim) if d != 1], correction=0)
         own = torch.cat([own_mean, own_var, own_mean.new_tensor([x.numel() // x.shape[1]])])
-        everyone = own.new_empty(dist.get_world_size(group) * len(own))
-        gather_flat(everyone, own, group)
-        everyone = everyone.view(-1, len(own))
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, own, group=group)
+        everyone = torch.stack(parts)
         counts = everyone[:, -1:]
         count = counts.sum()
         means, variances = everyone[:, :-1].chunk(2, 1)

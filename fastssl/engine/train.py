@@ -17,10 +17,9 @@ from torch import nn
 
 from .. import config as configuration
 from ..config import Config
-from ..data import Batch, Source, ViewLoader, resolve_renderer
+from ..data import Batch, Source
 from ..data.masks import Masks
 from ..data.order import steps_per_epoch
-from ..data.upload import Upload
 from ..data.views import Views
 from ..errors import UserError
 from ..methods import DataFacts, Losses, Method, StepState, build_method
@@ -31,9 +30,10 @@ from ..report.environment import environment
 from . import checkpoints, contact, report, rundir
 from .checkpoints import Checkpoints
 from .evaluation import Evaluator, Features
-from .finite import Guard, NotFinite, stop
+from .feed import Feed
+from .finite import FILE, Guard, NotFinite, stop
 from .monitor import Clock, Display, Metrics, Row
-from .precision import autocast, resolve_device, resolve_precision, set_threads, view_form
+from .precision import autocast, resolve_device, resolve_precision, set_threads
 from .ranks import Parallel, Ranks, joined
 from .requeue import continued
 from .step import train_step
@@ -142,10 +142,15 @@ class _Run:
                 f"--train.batch-size {config.train.batch_size} must be a multiple of the {ranks.world} processes"
             )
         config.method.validate_ranks(ranks.world)
-        self.view_device = torch.device("cpu") if config.loader.device == "cpu" else self.device
-        self.renderer = resolve_renderer(config.loader.renderer, self.view_device)
+        micro, share = config.train.micro_batch, config.train.batch_size // ranks.world
+        if micro is not None and share > micro and share % micro == 1:
+            raise UserError(
+                f"--train.micro-batch {micro} leaves a single image of the {share} of a process to the last one, which "
+                "has no statistics for batch norm: choose another, best a divisor"
+            )
         self.train_source, self.val_source = rundir.open_data(config, source)
         self.masks = None if config.masks is None else Masks(config.masks, self.train_source)
+        self.feed = Feed(config, self.train_source, self.masks, self.device, self.precision, ranks)
         if len(self.train_source) < config.train.batch_size:
             raise UserError(
                 f"--train.batch-size {config.train.batch_size} is larger than the {len(self.train_source)} images of "
@@ -161,7 +166,7 @@ class _Run:
         self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.results: dict[str, Any] = {}
         if new:
-            chosen = {"threads": threads, "precision": self.precision, "renderer": self.renderer}
+            chosen = {"threads": threads, "precision": self.precision, "renderer": self.feed.renderer}
             chosen |= {"processes": ranks.world}
             self.run_dir = ranks.once(lambda: rundir.claim(config, {**chosen, **environment()}))
         else:
@@ -193,11 +198,6 @@ class _Run:
             saved_step=self.step if state is not None else -1,
         )
         self.checkpoint_due = time.monotonic() + 60 * config.train.checkpoint_minutes
-
-    def _prefetch(self) -> int:
-        if self.config.loader.prefetch is None:
-            return 0 if self.device.type == "cpu" else 2
-        return self.config.loader.prefetch
 
     def _build_method(self, backbone: nn.Module | None) -> Method:
         config = self.config
@@ -256,11 +256,11 @@ class _Run:
 
     def _loop(self) -> None:
         config = self.config
-        loader = self._open_loader()
+        self.feed.open(self.run_dir)
         self.method.train()
         clock = Clock(self.step)
-        with contextlib.closing(loader), self.watchdog:
-            for batch in self._batches(loader, clock):
+        with contextlib.closing(self.feed), self.watchdog:
+            for batch in self._batches(clock):
                 clock.waited()
                 self.watchdog.at("step")
                 row = self._step(batch, clock)
@@ -270,76 +270,40 @@ class _Run:
                     self.metrics.write(row)
                     self.display.update(row, seconds_left=self.seconds / self.step * (self.total_steps - self.step))
                 with clock.paused():
-                    self._tell_unreadable(loader)
+                    self._tell_unreadable()
                     self._after_step()
                 if self._told_to_stop() or self.step == self.total_steps:
                     break
                 self.watchdog.at("loader")
         self.results["images_per_second"] = self.step * config.train.batch_size / max(self.seconds, 1e-9)
 
-    def _open_loader(self) -> ViewLoader:
-        """Makes views in the form that the networks read, unless they are still to be copied to a GPU."""
-        config = self.config
-        dtype, channels_last = view_form(self.view_device, self.precision, channels_last=config.train.channels_last)
-        return ViewLoader(
-            self.train_source,
-            config.augment,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
-            decoder=config.loader.decoder,
-            renderer=self.renderer,
-            threads=config.loader.threads,
-            prefetch=self._prefetch(),
-            device=str(self.view_device),
-            quarantine=self.run_dir / "quarantine.json",
-            max_bad_fraction=config.loader.max_bad_fraction,
-            last=config.loader.last,
-            dtype=dtype,
-            channels_last=channels_last,
-            hw_decoder_load=config.loader.hw_decoder_load,
-            pin=self.view_device != self.device,
-            masks=self.masks,
-        )
-
-    def _batches(self, loader: ViewLoader, clock: Clock) -> Iterator[Batch]:
+    def _batches(self, clock: Clock) -> Iterator[Batch]:
         """From the current step to the end, epoch after epoch."""
         while self.step < self.total_steps:
             epoch, start = divmod(self.step, self.steps_per_epoch)
             if start == 0:
                 self.watchdog.at("preparation of an epoch")
                 with clock.working(), torch.no_grad(), autocast(self.device, self.precision):
-                    self.method.before_epoch(self._state(), lambda: self._epoch_views(loader))
+                    self.method.before_epoch(self._state(), self._epoch_views)
             self.watchdog.at("loader")
-            yield from self._epoch(loader, epoch, start)
+            yield from self.feed.epoch(epoch, start)
 
-    def _epoch(self, loader: ViewLoader, epoch: int, start: int = 0) -> Iterator[Batch]:
-        batches = loader.epoch(epoch, start_step=start)
-        if self.view_device == self.device:
-            return batches
-        dtype, channels_last = view_form(self.device, self.precision, channels_last=self.config.train.channels_last)
-        return Upload(self.device, dtype=dtype, channels_last=channels_last).batches(batches)
-
-    def _epoch_views(self, loader: ViewLoader) -> Iterator[Views]:
-        batches = self._epoch(loader, self.step // self.steps_per_epoch)
+    def _epoch_views(self) -> Iterator[Views]:
+        batches = self.feed.epoch(self.step // self.steps_per_epoch)
         while True:
             with torch.autocast(self.device.type, enabled=False):  # views are not drawn in bf16
                 batch = next(batches, None)
             if batch is None:
                 return
             self.watchdog.at("preparation of an epoch")
-            yield self._views(batch)
+            yield self.feed.views(batch)
 
     def _state(self) -> StepState:
         return StepState(self.step, self.total_steps, self.steps_per_epoch, self.config.train.seed)
 
-    def _views(self, batch: Batch) -> Views:
-        return replace(batch.views, ids=batch.ids, labels=batch.labels).to(self.device, non_blocking=True)
-
     def _step(self, batch: Batch, clock: Clock) -> Row | None:
         config = self.config
-        views = self._views(batch)
+        views = self.feed.views(batch)
         lr = config.optim.lr_at(
             self.step,
             batch_size=config.train.batch_size,
@@ -405,7 +369,8 @@ class _Run:
         ids = batch.ids.tolist()
         where = {"epoch": self.step / self.steps_per_epoch, "ids": ids, "images": [*map(self.train_source.name, ids)]}
         row, saved = max(1, self.guard.in_a_row), self.checkpoints.saved_step
-        return stop(self.run_dir, what, losses, step=self.step, lr=lr, in_a_row=row, saved_step=saved, **where)
+        path = self.run_dir / self.ranks.file(FILE)
+        return stop(path, what, losses, step=self.step, lr=lr, in_a_row=row, saved_step=saved, **where)
 
     def _after_step(self) -> None:
         """Evaluation and checkpoints that are due after the step just made."""
@@ -419,9 +384,9 @@ class _Run:
         if due and self.step < self.total_steps:
             self._save()
 
-    def _tell_unreadable(self, loader: ViewLoader) -> None:
+    def _tell_unreadable(self) -> None:
         """Name the images that turned out unreadable since the last call."""
-        reasons = list(loader.quarantine.reasons.items())
+        reasons = list(self.feed.quarantine.reasons.items())
         for sample, reason in reasons[self.unreadable :]:
             self.display.say(f"unreadable image replaced: {self.train_source.name(sample)} ({reason})")
         self.unreadable = self.results["unreadable_images"] = len(reasons)

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..models import mlp_head
 from .base import Losses, Method, MethodConfig, StepState
 from .collapse import embedding_std
-from .momentum import cosine_momentum, target_copy, update_target
+from .momentum import cosine_momentum, target_copy, target_rows, update_target
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class BYOL(Method):
 
     def targets(self, views: Views, step: StepState, images: int) -> Tensor:
         """The target network's projections of the large views."""
-        parts = (part for view in views.each()[: views.counts[0]] for part in view.split(images))
-        return torch.cat([self.target_projector(self.target_backbone(part)) for part in parts])
+        return target_rows((self.target_backbone, self.target_projector), views, images)
 
     def loss_of(self, embedded: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
         assert targets is not None

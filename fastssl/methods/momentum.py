@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
 from fastssl_kernels import ema_update_
-from torch import nn
+from torch import Tensor, nn
 
+from ..data.views import Views
 from .base import StepState
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -29,6 +30,17 @@ def target_copy(module: Module, *, fresh: bool) -> Module:
             if callable(initialise := getattr(part, "initialise", None)):
                 initialise()
     return target.requires_grad_(False)
+
+
+def target_rows(networks: Sequence[nn.Module], views: Views, images: int) -> Tensor:
+    """Rows `[L·B, D]` of the large views, through one network after the other, at most so many images at a time.
+
+    Views pass apart, since their distributions differ and batch norm would mix them.
+    """
+    parts = [part for view in views.each()[: views.counts[0]] for part in view.split(images)]
+    for network in networks:
+        parts = [network(part) for part in parts]
+    return torch.cat(parts)
 
 
 def update_target(target: Iterable[nn.Module], online: Iterable[nn.Module], momentum: float) -> None:

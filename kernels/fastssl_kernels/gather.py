@@ -49,18 +49,13 @@ def gather_rows(rows: Tensor, segments: int, name: str) -> Tensor:
     rows = rows.contiguous()
     gathered = rows.new_empty((group.size() * rows.shape[0], *rows.shape[1:]))
     # Bytes: not every back end knows every dtype.
-    gather_flat(_bytes(gathered), _bytes(rows), group)
+    # The collective's name since torch 2.14, and before.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(_bytes(gathered), _bytes(rows), group=group)
     if segments == 1:
         return gathered
     by_rank = gathered.view(group.size(), segments, rows.shape[0] // segments, *rows.shape[1:])
     return by_rank.transpose(0, 1).reshape(gathered.shape)
-
-
-def gather_flat(gathered: Tensor, own: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Write the 1-d `own` of each rank to the 1-d `gathered`, one after another."""
-    # The collective's name since torch 2.14, and before.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(gathered, own, group=group)
 
 
 def all_reduce(x: Tensor, operation: Literal["sum", "max", "min"], name: str) -> Tensor:

@@ -1,7 +1,7 @@
 """Twenty epochs need no more memory than two.
 
 A batch's decoded pixels have another size each time. In one block of DALI's, those above 32 MB would be mapped and
-given back by the C library; smaller ones would stay on its heaps, one a thread, where they added 5 to 15 % here.
+given back by the C library; smaller ones would stay on its heaps, one a thread.
 """
 
 from __future__ import annotations

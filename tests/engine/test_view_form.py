@@ -7,11 +7,9 @@ import torch
 
 import fastssl
 from fastssl.config import LoaderConfig, validate
-from fastssl.engine import train as module
-from fastssl.engine.monitor import Clock
+from fastssl.engine import feed as module
 from fastssl.engine.precision import view_form
 from fastssl.engine.ranks import Ranks
-from fastssl.engine.watchdog import Watchdog
 from fastssl.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -23,17 +21,6 @@ def test_form(channels_last):
         assert view_form(CPU, precision, channels_last=channels_last) == (torch.float32, False)
     assert view_form(GPU, "fp32", channels_last=channels_last) == (torch.float32, channels_last)
     assert view_form(GPU, "bf16", channels_last=channels_last) == (torch.bfloat16, channels_last)
-
-
-class Run(module._Run):
-    """A run as it is after its devices were chosen."""
-
-    def __init__(self, config, device, view_device, run_dir) -> None:
-        self.config, self.device, self.view_device, self.run_dir = config, device, view_device, run_dir
-        self.precision, self.renderer, self.train_source, self.masks = "bf16", "torch", object(), None
-        self.ranks, self.watchdog, self.guard, self.parallel = Ranks(), Watchdog(0), None, None
-        # In mid-epoch, where methods have nothing to prepare.
-        self.step, self.total_steps, self.steps_per_epoch = 1, 3, 3
 
 
 @pytest.mark.parametrize(
@@ -53,7 +40,7 @@ def test_what_the_loader_and_the_upload_are_asked_for(monkeypatch, tmp_path, dev
             asked.update(options)
 
         def epoch(self, epoch, start_step):
-            run.step = run.total_steps
+            assert (epoch, start_step) == (2, 1)
             return iter(["first", "second"])
 
     class Upload:
@@ -68,11 +55,18 @@ def test_what_the_loader_and_the_upload_are_asked_for(monkeypatch, tmp_path, dev
     recipe = fastssl.recipes.simclr("quick")
     config = replace(
         recipe,
-        loader=LoaderConfig(hw_decoder_load=0.8, last="pad", prefetch=3),
+        loader=LoaderConfig(
+            hw_decoder_load=0.8,
+            last="pad",
+            prefetch=3,
+            device="cpu" if views_on == CPU else "auto",
+            renderer="torch",
+        ),
         train=replace(recipe.train, channels_last=True),
     )
-    run = Run(config, device, views_on, tmp_path)
-    batches = list(run._batches(run._open_loader(), Clock(run.step)))
+    feed = module.Feed(config, object(), None, device, "bf16", Ranks())
+    feed.open(tmp_path)
+    batches = list(feed.epoch(2, 1))
     assert (asked["dtype"], asked["channels_last"]) == form
     assert asked["pin"] == pin
     assert asked["device"] == str(views_on)

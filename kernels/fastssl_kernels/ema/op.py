@@ -46,7 +46,7 @@ def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: fl
 
 
 def _without_gradients(update: Callable[..., None], *arguments: Any) -> None:
-    """What `torch.no_grad` does, without its objects: they are a third of this operation's cost beside torch's own."""
+    """What `torch.no_grad` does, without the objects that it makes: beside torch's own call they are noticed."""
     before = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)
     try:
