@@ -3,8 +3,7 @@
     python benchmarks/kernels/ema.py [--threads 2] [--rounds 30] [--device cpu] [--out samples.json]
 
 `_foreach_lerp_` moves the same 12 bytes a parameter and is the honest baseline. Interleaved; a ratio above 1 is slower
-than ours. Before each call an optimizer's sweep passes over the parameters, as it does in training: it decides what the
-caches hold.
+than ours.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from fastssl_kernels.ema import cost, ema_update_
 from interleaved import arguments, interleaved, report
 
 
-def subjects(net: torch.nn.Module, online: list[torch.Tensor]) -> dict[str, Callable[[], object]]:
+def subjects(device: torch.device) -> dict[str, Callable[[], object]]:
+    net = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
+    online = [p.detach() for p in net.parameters()]
 
     def targets() -> list[torch.Tensor]:
         return [torch.zeros_like(p) for p in online]
@@ -45,15 +46,7 @@ def subjects(net: torch.nn.Module, online: list[torch.Tensor]) -> dict[str, Call
 
 def main() -> None:
     options = arguments(__doc__)
-    net = torchvision.models.resnet50().to(options.device, memory_format=torch.channels_last)
-    online = [p.detach() for p in net.parameters()]
-    gradients = [torch.randn_like(p) for p in online]
-    samples = interleaved(
-        subjects(net, online),
-        options.rounds,
-        options.device,
-        before=lambda: torch._foreach_add_(online, gradients, alpha=-1e-6),
-    )
+    samples = interleaved(subjects(options.device), options.rounds, options.device)
     with torch.device("meta"):
         sizes = [p.numel() for p in torchvision.models.resnet50().parameters()]
     moved = dict.fromkeys(("fastssl", "torch _foreach_lerp_"), cost.parameter_bytes(sizes))

@@ -20,21 +20,13 @@ Samples = dict[str, list[float]]
 
 
 def interleaved(
-    subjects: dict[str, Callable[[], object]],
-    rounds: int,
-    device: torch.device,
-    warmup: int = 3,
-    before: Callable[[], object] = lambda: None,
+    subjects: dict[str, Callable[[], object]], rounds: int, device: torch.device, warmup: int = 3
 ) -> Samples:
-    """Seconds of every call: `rounds` rounds of one call each, after `warmup` rounds that do not count.
-
-    `before` runs ahead of each call and is not timed: it leaves the caches as the call finds them in use.
-    """
+    """Seconds of every call: `rounds` rounds of one call each, after `warmup` rounds that do not count."""
     samples: Samples = {name: [] for name in subjects}
     generator = random.Random(0)
     for i in range(warmup + rounds):
         for name, call in generator.sample(sorted(subjects.items()), len(subjects)):
-            before()
             seconds = _seconds(call, device)
             if i >= warmup:
                 samples[name].append(seconds)

@@ -57,8 +57,7 @@ def _without_gradients(update: Callable[..., None], *arguments: Any) -> None:
 
 def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: bool) -> None:
     if alike or [t.dtype for t in targets] == [o.dtype for o in onlines]:
-        # Backwards: an optimizer has just gone forwards through the parameters, and the cache holds the last ones.
-        torch._foreach_lerp_(targets[::-1], onlines[::-1], weight)
+        torch._foreach_lerp_(targets, onlines, weight)
         return
     for t, o in zip(targets, onlines, strict=True):
         wide = torch.float64 if torch.float64 in (t.dtype, o.dtype) else torch.float32
