@@ -111,7 +111,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise UserError(f"WORLD_SIZE is {world} but {', '.join(missing)} is not set: start the run with torchrun")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        _start("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", world)
     try:
         if not dist.is_initialized():
             yield Ranks()
@@ -122,6 +122,19 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+def _start(backend: str, world: int) -> None:
+    """Begin the process group.
+
+    torchrun may keep one store over its restarts, in which the addresses of processes that are gone would be found, so
+    each restart writes under a name of its own. Launchers on several machines may count differently: there the store
+    itself must be new (`TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`).
+    """
+    store, rank, _ = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 class Parallel:

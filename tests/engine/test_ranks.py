@@ -24,7 +24,7 @@ from fastssl.data.views import Views
 from fastssl.engine.ranks import Parallel, Ranks
 from fastssl.engine.step import train_step
 from fastssl.methods import METHODS, DataFacts, StepState, build_method
-from fastssl.models import BackboneConfig
+from fastssl.models import module_config
 
 IMAGES, BATCH, STEPS = 32, 16, 5
 GRADIENT, STATE = 1e-5, 1e-4
@@ -61,21 +61,45 @@ def slice_of(name, step, ranks):
     return Views(own, counts, ids=ids[mine], labels=ids[mine] % 3)
 
 
-def smooth(module):
-    for name, child in module.named_children():
-        if isinstance(child, nn.ReLU):
-            setattr(module, name, nn.Softplus())
-        else:
-            smooth(child)
+class Network(nn.Module):
+    """Two convolutions with batch norm; any image size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12)
+        self.conv2, self.norm2 = nn.Conv2d(12, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24)
+
+    def forward(self, x):
+        x = nn.functional.softplus(self.norm1(self.conv1(x)))
+        return nn.functional.softplus(self.norm2(self.conv2(x))).mean((2, 3))
+
+
+def build(name):
+    """The method with rectifiers made smooth."""
+    torch.manual_seed(0)
+    network = Network()
+    method = build_method(config_of(name), module_config(network), DataFacts(IMAGES, 3), network=network, sizes=(16, 8))
+    for head in [module for module in method.modules() if isinstance(module, nn.Sequential)]:
+        for i, layer in enumerate(head):
+            if isinstance(layer, nn.ReLU):
+                head[i] = nn.Softplus()
+    return method
+
+
+@torch.no_grad()
+def settle(method, images):
+    """Take statistics from `images`: with those of an untrained network all features are nearly the same."""
+    norms = [module for module in method.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    method.train()
+    z = method.projector(method.backbone(images))
+    getattr(method, "predictor", nn.Identity())(z)
 
 
 def trained(name, ranks):
-    torch.manual_seed(0)
-    config = config_of(name)
-    config.validate_ranks(ranks.world)
-    backbone = BackboneConfig(name="resnet10", stem="cifar-s2", width=0.125, zero_init_residual=False)
-    method = build_method(config, backbone, DataFacts(IMAGES, 3), sizes=(16, 8))
-    smooth(method)
+    config_of(name).validate_ranks(ranks.world)
+    method = build(name)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
     parallel = Parallel(method, ranks)
     method.train()
@@ -98,10 +122,9 @@ def trained(name, ranks):
 
 def in_micro_batches(name, ranks):
     """The gradient of the first step, four images a time; with fixed statistics, as micro-batches differ in theirs."""
-    torch.manual_seed(0)
-    backbone = BackboneConfig(name="resnet10", stem="cifar-s2", width=0.125, zero_init_residual=False)
-    method = build_method(config_of(name), backbone, DataFacts(IMAGES, 3), sizes=(16, 8))
+    method = build(name)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.0)
+    settle(method, global_batch(name, 0)[0][0].flatten(0, 1))
     parallel = Parallel(method, ranks)
     method.eval()
     options = {"lr": 0.0, "precision": "fp32", "parallel": parallel, "micro_batch": None if ranks.world == 1 else 4}
