@@ -53,9 +53,11 @@ class CPUSyncBatchNorm(_BatchNorm):
         """Running statistics take the unbiased variance, as torch's do."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+        batches = self.num_batches_tracked  # None while a second pass over the same images runs
+        if batches is not None:
+            batches += 1
+        share = self.momentum if self.momentum is not None or batches is None else 1.0 / float(batches)
+        assert share is not None
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), share)
 

@@ -130,7 +130,10 @@ def in_micro_batches(name, ranks):
     options = {"lr": 0.0, "precision": "fp32", "parallel": parallel, "micro_batch": None if ranks.world == 1 else 4}
     losses = train_step(method, optimizer, slice_of(name, 0, ranks), StepState(0, STEPS, 2), **options)
     gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
-    return {"loss": ranks.mean(losses.total.detach().clone()), "gradients": gradients}
+    method.train()
+    train_step(method, optimizer, slice_of(name, 1, ranks), StepState(1, STEPS, 2), **options)
+    buffers = {key: value.clone() for key, value in method.backbone.named_buffers()}
+    return {"loss": ranks.mean(losses.total.detach().clone()), "gradients": gradients, "buffers": buffers}
 
 
 def work(rank, world, port, folder, names):
@@ -195,6 +198,13 @@ def test_micro_batches_on_two_processes_give_the_gradient_of_one(results, name):
         assert abs(found["loss"] - alone["loss"]) <= GRADIENT * abs(alone["loss"])
         for key, gradient in alone["gradients"].items():
             assert float((found["gradients"][key] - gradient).norm()) <= GRADIENT * largest(alone["gradients"].values())
+
+
+def test_shared_statistics_move_in_the_first_pass_alone(results):
+    """Two sizes of two micro-batches on each of two processes, in training mode, after one batch that `settle` saw."""
+    first, second = (results("micro simclr", 2, rank)["buffers"] for rank in range(2))
+    assert int(first["norm1.num_batches_tracked"]) == 1 + 2 * 2
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def build_shares(name):
