@@ -17,6 +17,7 @@ COMMANDS = {
     "pack": "data",
     "saliency": "saliency",
     "bench": "bench",
+    "plan": "plan",
     "report": "evaluate",
     "doctor": "doctor",
 }
@@ -33,6 +34,7 @@ usage: fastssl COMMAND ...
   pack DATA OUT       transcode a data set to small JPEG files in tar shards, which decode faster
   saliency            make masks of the images' foreground without labels, for relicv2
   bench data DATA     images/s of your files as a recipe's views, what bounds it, and where the time goes
+  plan METHOD         what a run will take on 8 to 4,096 GPUs, predicted; `plan published` shows how well
   report RUN_DIR      write the report of a run again and print its table
   doctor              versions, devices and back ends on this machine
 

@@ -1,0 +1,1 @@
+"""What a run will take, predicted from a chip's data sheet, the network itself and one stated efficiency."""

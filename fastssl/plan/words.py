@@ -1,0 +1,233 @@
+"""A plan as tables, formulas with their values, and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .chips import EFFICIENCY, LAUNCH, RESERVED
+from .communication import BUCKET
+from .predict import DISK, Impossible, Plan, Prediction
+from .published import CALIBRATION, Compared, Implied, SupervisedRow
+
+WITHIN = 0.25
+"""Distance of a prediction from the published figure that the model claims."""
+
+
+def describe(plan: Plan, gpus: int, scaling: Sequence[Prediction | Impossible]) -> list[str]:
+    """All lines: what is planned, the run on `gpus` GPUs with the formulas, other numbers of GPUs."""
+    asked = plan.on(gpus)
+    parts = [_planned(plan), _one(plan, asked), _scaling(plan, scaling)]
+    if isinstance(asked, Prediction):
+        parts.append(_formulas(plan, asked))
+    return [line for part in parts for line in [*part, ""]][:-1]
+
+
+def describe_published(compared: Sequence[Compared], implied: Sequence[Implied]) -> list[str]:
+    """The tables of published figures."""
+    return [*_supervised(compared), "", *_self_supervised(implied)]
+
+
+def _planned(plan: Plan) -> list[str]:
+    config, site, n = plan.config, plan.site, plan.networks
+    sizes = dict.fromkeys(view.size for view in config.augment.views)
+    views = " + ".join(f"{count} × {size}" for size, count in zip(sizes, config.augment.counts, strict=True))
+    machine = site.machine
+    lines = [
+        f"{config.method_name} ({config.recipe}): {config.backbone.name}, views of {views} pixels, batch "
+        f"{config.train.batch_size:,}, {config.train.epochs:,} epochs of {plan.images:,} images",
+        f"{machine.chip.name}, {machine.precision}: {machine.chip.rate(machine.precision) / 1e12:,g} TFLOP/s, "
+        f"{machine.chip.bandwidth:,g} GB/s, {machine.chip.memory:g} GB; {site.intra:g} GB/s a GPU inside a machine of "
+        f"{site.a_machine}, {site.inter:g} GB/s between machines; efficiency {machine.efficiency:g}",
+        f"{n.flops / 1e9:,.1f} GFLOP an image and step, {sum(n.trained) / 1e6:,.1f} million trained parameters. Every "
+        "figure below is predicted, none measured.",
+    ]
+    if machine.precision == "bf16" and not machine.chip.tf32:
+        lines.append(f"{machine.chip.name} multiplies bf16 without tensor cores: its rate is that of fp16.")
+    return lines
+
+
+def _one(plan: Plan, asked: Prediction | Impossible) -> list[str]:
+    if isinstance(asked, Impossible):
+        return [f"on {asked.gpus:,} GPUs: {asked.reason}."]
+    site = plan.site
+    cores = f"{asked.cores:,.1f} a GPU, {asked.cores * asked.gpus:,.0f} in all"
+    disk = asked.images_per_second * site.image_bytes / 1e9
+    rows = [
+        (f"on {_count(asked.gpus, 'GPU')}", "predicted"),
+        ("images/s", f"{asked.images_per_second:,.0f}, {asked.images_per_second / asked.gpus:,.0f} a GPU"),
+        ("hours", f"{asked.hours:,.1f}, {asked.hours * asked.gpus:,.0f} GPU hours"),
+        ("memory a GPU", f"{asked.memory / 1e9:,.1f} of {site.machine.chip.memory:g} GB, {_together(asked)}"),
+        ("largest batch a GPU", f"{asked.largest:,} images, {asked.largest * asked.gpus:,} in all"),
+        ("cores to decode", cores),
+        ("disk to read", f"{disk:,.2f} GB/s, {disk / site.machines(asked.gpus):,.2f} a machine"),
+        ("communication", f"{_share(asked):.1%} of the step"),
+        ("checkpoint", f"{plan.checkpoint / 1e9:,.2f} GB in {plan.checkpoint_seconds:,.1f} s"),
+    ]
+    lines = _table(rows)
+    if asked.bound != "GPUs":
+        lines.append(f"  The {asked.bound} set the pace: GPUs alone would do {_alone(plan, asked):,.0f} images/s.")
+    return lines
+
+
+def _scaling(plan: Plan, scaling: Sequence[Prediction | Impossible]) -> list[str]:
+    head = ("predicted, GPUs", "images a GPU", "images/s", "hours", "GPU hours", "GB a GPU", "communication", "cores")
+    rows: list[tuple[str, ...]] = [head]
+    for entry in scaling:
+        if isinstance(entry, Impossible):
+            rows.append((f"{entry.gpus:,}", f"not possible: {entry.reason}"))
+            continue
+        images = f"{entry.images:,}" if entry.micro_batch is None else f"{entry.images:,} by {entry.micro_batch:,}"
+        cells = (images, f"{entry.images_per_second:,.0f}", f"{entry.hours:,.1f}", f"{entry.hours * entry.gpus:,.0f}")
+        more = (f"{entry.memory / 1e9:,.1f}", f"{_share(entry):.1%}", f"{entry.cores * entry.gpus:,.0f}")
+        rows.append((f"{entry.gpus:,}", *cells, *more))
+    lines = _table(rows)
+    if any(isinstance(entry, Prediction) and entry.micro_batch for entry in scaling):
+        lines.append('  "512 by 256": 512 images a GPU that pass 256 at a time, with --train.micro-batch 256.')
+    limits = [f"{e.gpus:,} by {e.bound}" for e in scaling if isinstance(e, Prediction) and e.bound != "GPUs"]
+    if limits:
+        lines.append(f"  Not by the GPUs' own speed is bound: {', '.join(limits)}.")
+    return lines
+
+
+def _formulas(plan: Plan, p: Prediction) -> list[str]:
+    site, n, sent, machine = plan.site, plan.networks, p.communication, plan.site.machine
+    network, batch, memory = site.network(p.gpus), plan.config.train.batch_size, plan.memory
+    size = 4 * sum(n.trained)
+    passes = 1 if p.micro_batch is None else p.images // p.micro_batch
+    rows = [
+        ("predicted, by these formulas", "with these values"),
+        (
+            "networks = Σ max(max(FLOPs / rate, bytes / bandwidth) / efficiency, launch)",
+            f"forward {_ms(p.forward)}, backward {_ms(p.backward)}, without gradients {_ms(p.targets)}; launch "
+            f"{LAUNCH * 1e6:g} µs",
+        ),
+        ("loss, update = floors of the kernel library / efficiency", f"{_ms(p.loss)}, {_ms(p.update)}"),
+        (
+            "gradients = 2 (n - 1) / n · bytes / link + 2 · buckets · latency",
+            f"n {p.gpus:,}, {size / 1e6:,.1f} MB, {network.link / 1e9:g} GB/s, {-(-size // BUCKET)} buckets, "
+            f"{network.latency() * 1e6:g} µs ({site.hop * 1e6:g} a hop, twice that between machines): "
+            f"{_ms(sent.gradients)}",
+        ),
+        (
+            "exposed = max(gradients / buckets, gradients - backward / passes)",
+            f"{_ms(sent.gradients)}, {_ms(p.backward)}, {passes}: {_ms(sent.exposed)}",
+        ),
+        (
+            "batch norm = latency · (2 with gradients + without) · passes",
+            f"{n.norms} and {n.target_norms} norms: {_ms(sent.norms)}",
+        ),
+        ("gathered = (n - 1) / n · bytes / link + latency, and sums", _ms(sent.gathered)),
+        (
+            "step = networks + loss + update + exposed + batch norm + gathered",
+            f"{_ms(p.step)}; the last three are communication, {_share(p):.1%}",
+        ),
+        ("images/s = min(batch / step, cores · decode rate, disk / bytes)", f"{p.images_per_second:,.0f} ({p.bound})"),
+        (
+            "hours = epochs · (images // batch) · batch / images/s / 3600",
+            f"{plan.total_steps:,} steps of {batch:,} images: {p.hours:,.1f}",
+        ),
+        (
+            "memory = state + gradients + momenta + bf16 weights + reserved + b · image",
+            f"{memory.fixed / 1e9:,.2f} GB with {RESERVED / 1e9:g} reserved, {memory.image / 1e6:,.1f} MB an image, b "
+            f"{p.micro_batch or p.images:,}: {p.memory / 1e9:,.1f} GB",
+        ),
+        (
+            "largest batch = (memory of the GPU - fixed) / image, in eights",
+            f"({machine.chip.memory:g} - {memory.fixed / 1e9:,.2f}) GB / {memory.image / 1e6:,.1f} MB: {p.largest:,}",
+        ),
+        (
+            "cores = images/s / decode rate",
+            f"{p.images_per_second:,.0f} / {site.decode_rate:g}: {p.cores * p.gpus:,.1f}",
+        ),
+        (
+            "checkpoint = state + momenta; seconds = bytes / disk",
+            f"{plan.checkpoint / 1e9:,.2f} GB / {site.disk or DISK:g} GB/s{'' if site.disk else ' assumed'}: "
+            f"{plan.checkpoint_seconds:,.1f} s",
+        ),
+    ]
+    return _lines(rows)
+
+
+def _supervised(compared: Sequence[Compared]) -> list[str]:
+    rows: list[tuple[str, ...]] = [
+        ("supervised ResNet-50", "GPUs", "published images/s", "predicted images/s", "predicted / published")
+    ]
+    for entry in compared:
+        numbers = (f"{entry.row.images_per_second:,.0f}", f"{entry.predicted:,.0f}", f"{entry.ratio:.2f}")
+        mark = " (calibration)" if entry.row is CALIBRATION else ""
+        rows.append((f"{entry.row.gpu} {entry.row.kind}{mark}", f"{entry.row.gpus}", *numbers))
+    beyond = [f"{_named(c.row)} ({c.ratio:.2f})" for c in compared if abs(c.ratio - 1) > WITHIN]
+    inside = len(compared) - len(beyond)
+    return [
+        *_table(rows),
+        "  Published: NVIDIA DeepLearningExamples, ResNet-50 v1.5, PyTorch, training performance.",
+        f"  Predicted: the rooflines of all operations / {EFFICIENCY:g}, an efficiency fitted on {_named(CALIBRATION)}",
+        "  alone. Rows that are not AMP keep their images channels-first, so that TF32's convolutions turn them.",
+        f"  Within {WITHIN:.0%}: {inside} of {len(compared)}." + (f" Beyond: {', '.join(beyond)}." if beyond else ""),
+    ]
+
+
+def _self_supervised(implied: Sequence[Implied]) -> list[str]:
+    shares = ("of supervised", "of roofline", "of peak")
+    rows: list[tuple[str, ...]] = [
+        ("self-supervised, implied", "GPUs", "published", "images/s a GPU", "predicted multiple", *shares)
+    ]
+    for entry in implied:
+        row = entry.row
+        kind = "AMP" if row.precision == "bf16" else "FP32"
+        shares = (f"{entry.of_supervised:.0%}", f"{entry.of_roofline:.0%}", f"{entry.of_peak:.1%}")
+        name, rate = f"{row.method} {row.recipe} {row.gpu} {kind}", f"{row.images_per_second / row.gpus:,.0f}"
+        rows.append((name, f"{row.gpus}", row.said, rate, f"{entry.multiple:.2f}", *shares))
+    return [
+        *_table(rows),
+        "  Efficiencies that the published times imply. Multiple: FLOPs of an image over those of supervised training.",
+        "  Of supervised: images/s · multiple / NVIDIA's supervised images/s of one such GPU.",
+        "  Of roofline: predicted seconds of the step's operations at best / seconds that it took; the calibration has "
+        f"{EFFICIENCY:g}.",
+        "  Of peak: predicted FLOPs · images/s / tensor rate, or the rate of float32 (FP32).",
+        "  MoCo's code is FP32; its second row is the same run beside what AMP could do.",
+    ]
+
+
+def _alone(plan: Plan, p: Prediction) -> float:
+    return plan.config.train.batch_size / p.step
+
+
+def _named(row: SupervisedRow) -> str:
+    return f"{row.gpu} {row.kind} on {_count(row.gpus, 'GPU')}"
+
+
+def _together(p: Prediction) -> str:
+    if p.micro_batch is None:
+        return f"{p.images:,} images"
+    return f"{p.images:,} images with --train.micro-batch {p.micro_batch}"
+
+
+def _share(p: Prediction) -> float:
+    """Of the step that waits for other GPUs."""
+    return p.communication.waited / p.step
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds * 1e3:,.0f} ms"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
+
+
+def _lines(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(first) for first, _ in rows)
+    return [f"  {first.ljust(width)}  {second}" for first, second in rows]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns aligned: the first to the left, all others to the right; a row of two cells is not cut."""
+    full = [row for row in rows if len(row) != 2]
+    widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))] if full else [0]
+    widths[0] = max(len(row[0]) for row in rows)
+    lines = []
+    for first, *rest in rows:
+        cells = rest if len(rest) == 1 else [cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(["", first.ljust(widths[0]), *cells]).rstrip())
+    return lines
