@@ -91,7 +91,7 @@ def _plan(method: str, args: list[str]) -> int:
     options = parse(PlanOptions, args, prog=f"fastssl plan {method}")
     _validate(options)
     from ..plan.chips import EFFICIENCY, chip
-    from ..plan.predict import Plan, Prediction, Site
+    from ..plan.predict import Impossible, Plan, Site
     from ..plan.roofline import Machine
     from ..plan.words import describe
 
@@ -109,9 +109,10 @@ def _plan(method: str, args: list[str]) -> int:
         1e-6 * options.hop_us,
     )
     plan = Plan(config, site, images=options.images)
-    scaling = [plan.on(gpus) for gpus in SCALES]
-    print("\n".join(describe(plan, options.gpus, scaling)))
-    asked = plan.on(options.gpus)
+    asked, scaling = plan.on(options.gpus), [plan.on(gpus) for gpus in SCALES]
+    if isinstance(asked, Impossible):
+        raise UserError(f"--gpus {asked.gpus} cannot do this: {asked.reason}")
+    print("\n".join(describe(plan, asked, scaling)))
     _write(
         options.json,
         {
@@ -124,7 +125,7 @@ def _plan(method: str, args: list[str]) -> int:
             "predicted_checkpoint_seconds": plan.checkpoint_seconds,
         },
     )
-    return 0 if isinstance(asked, Prediction) else 1
+    return 0
 
 
 def _config(method: str, options: PlanOptions) -> Config:

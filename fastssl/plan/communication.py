@@ -14,7 +14,7 @@ from ..config import Config
 from ..methods.deepclusterv2 import DeepClusterV2Config
 from ..methods.moco import MoCoV2Config
 from ..methods.nnclr import NNCLRConfig
-from ..methods.relic import RELICConfig
+from ..methods.relic import RELICv2Config
 from ..methods.simclr import SimCLRConfig
 from ..methods.swav import SwAVConfig
 from .chips import HOP
@@ -115,7 +115,7 @@ def gathered(config: Config, networks: Networks) -> tuple[float, int]:
         return batch * networks.input * config.augment.views[0].size ** 2 / pixels + 2 * keys, 2
     if isinstance(method, NNCLRConfig):
         return batch * (large * (views - 1) * 2.0 * 2 + 4) * method.out, large * (views - 1)
-    if isinstance(method, RELICConfig):
+    if isinstance(method, RELICv2Config):
         return batch * large * 2.0 * method.out, 1
     if isinstance(method, SwAVConfig):
         queue = batch * 4.0 * method.out * method.assign if method.queue else 0.0

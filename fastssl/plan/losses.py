@@ -16,7 +16,7 @@ from ..methods.byol import BYOLConfig
 from ..methods.deepclusterv2 import DeepClusterV2Config
 from ..methods.moco import MoCoV2Config
 from ..methods.nnclr import NNCLRConfig
-from ..methods.relic import RELICConfig
+from ..methods.relic import RELICv2Config
 from ..methods.simclr import SimCLRConfig
 from ..methods.swav import SwAVConfig
 from .chips import Precision
@@ -44,7 +44,7 @@ def loss_work(config: Config, gpus: int) -> Work:
         moved = byol_cost.forward_bytes(share, method.out, 2) + byol_cost.backward_bytes(share, method.out, 2)
         pairs = large * (views - 1)
         return _work(pairs * byol_cost.flops(share, method.out), pairs * moved)
-    if isinstance(method, RELICConfig):
+    if isinstance(method, RELICv2Config):
         negatives = method.negatives or batch
         shape = {"large": large, "small": views - large, "self_pairs": method.self_pairs}
         both = relic_cost.relic_floor(share, method.out, negatives, **shape)  # type: ignore[arg-type]

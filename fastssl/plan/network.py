@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import nn
 
 from ..config import Config
-from ..data.views import Views
-from ..methods import DataFacts, Method, StepState, build_method
+from ..data.views import Augmentation, Views
+from ..methods import DataFacts, Method, MethodConfig, StepState, build_method
 from ..methods.moco import MoCoV2Config
+from ..models import BackboneConfig
 from .chips import Precision
 from .walk import IMAGES, Recorder, Saved, Work, saved, saved_bytes
 
 NORMS = ("native_batch_norm",)
 """Operations that share statistics between ranks."""
+TARGETS = ("target_", "key_")
+"""Names of modules that follow trained ones."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Networks:
 
 
 def networks(config: Config, *, images: int, classes: int = 1000, precision: Precision = "bf16") -> Networks:
-    """Walk through the networks of `config`.
+    """Walk through the networks of `config`, once a configuration.
 
     Args:
         images: of the training data, of which some methods remember each.
@@ -59,22 +63,24 @@ def networks(config: Config, *, images: int, classes: int = 1000, precision: Pre
     Raises:
         UserError: a backbone that cannot be built.
     """
-    method_config = config.method
-    if isinstance(method_config, MoCoV2Config):
+    return _networks(config.method, config.backbone, config.augment, DataFacts(images, classes), precision)
+
+
+@lru_cache(maxsize=64)
+def _networks(
+    config: MethodConfig, backbone: BackboneConfig, augment: Augmentation, data: DataFacts, precision: Precision
+) -> Networks:
+    grouped = isinstance(config, MoCoV2Config) and config.norm_groups > 1
+    if isinstance(config, MoCoV2Config):
         # Groups of batch norm are the ranks' own: the work is the same in one.
-        method_config = replace(method_config, norm_groups=1)
-    views = _views(config, torch.float32)
-    sizes = tuple(group.shape[-1] for group in views.groups)
+        config = replace(config, norm_groups=1)
+    sizes = tuple(dict.fromkeys(view.size for view in augment.views))
     with torch.device("meta"):
-        method = build_method(method_config, config.backbone, DataFacts(images, classes), sizes=sizes)
+        method = build_method(config, backbone, data, sizes=sizes)
     state = sum(tensor.numel() * tensor.itemsize for tensor in method.state_dict().values())
-    trained = tuple(p.numel() for p in method.parameters() if p.requires_grad)
-    averaged = tuple(p.numel() for p in method.parameters() if not p.requires_grad)
-    shares = method.shares_norm and not isinstance(config.method, MoCoV2Config)
-    shares = shares or (isinstance(config.method, MoCoV2Config) and config.method.norm_groups == 1)
-    if precision == "bf16":
-        method.to(torch.bfloat16)
-        views = _views(config, torch.bfloat16)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    method.to(dtype)
+    views = _views(augment, dtype)
     forward, backward, kept, peak = _with_gradients(method, views)
     targets, without = _targets(method, views)
     return Networks(
@@ -83,13 +89,13 @@ def networks(config: Config, *, images: int, classes: int = 1000, precision: Pre
         targets,
         kept,
         max(peak, without),
-        trained,
-        averaged,
+        tuple(p.numel() for p in method.parameters() if p.requires_grad),
+        tuple(p.numel() for name, p in method.named_parameters() if name.startswith(TARGETS)),
         state,
         sum(work.name in NORMS for work in forward),
         sum(work.name in NORMS for work in targets),
         sum(group.numel() * group.itemsize for group in views.groups) / IMAGES,
-        shares,
+        method.shares_norm and not grouped,
     )
 
 
@@ -100,16 +106,15 @@ def backbone_flops(network: nn.Module, size: int) -> float:
     return sum(work.flops for work in recorder.work)
 
 
-def _views(config: Config, dtype: torch.dtype) -> Views:
-    counts = config.augment.counts
-    sizes = dict.fromkeys(view.size for view in config.augment.views)
+def _views(augment: Augmentation, dtype: torch.dtype) -> Views:
+    sizes = dict.fromkeys(view.size for view in augment.views)
     groups = (
         torch.empty(count * IMAGES, 3, size, size, device="meta", dtype=dtype).contiguous(
             memory_format=torch.channels_last
         )
-        for size, count in zip(sizes, counts, strict=True)
+        for size, count in zip(sizes, augment.counts, strict=True)
     )
-    return Views(tuple(groups), counts)
+    return Views(tuple(groups), augment.counts)
 
 
 def _with_gradients(method: Method, views: Views) -> tuple[tuple[Work, ...], tuple[Work, ...], Saved, float]:

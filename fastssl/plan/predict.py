@@ -124,7 +124,8 @@ class Plan:
             return Impossible(gpus, share)
         together = self._together(share)
         if together is None:
-            return Impossible(gpus, f"{share} images a GPU do not fit, at most {self.largest} pass together")
+            reason = f"{share} images a GPU do not fit, at most {self.largest} pass together: lower --batch-size"
+            return Impossible(gpus, reason)
         config, n, machine, network = self.config, self.networks, self.site.machine, self.site.network(gpus)
         passes = share // together
         forward, backward, targets = (
@@ -158,19 +159,19 @@ class Plan:
         """Images a GPU, or why not."""
         batch = self.config.train.batch_size
         if gpus > batch:
-            return f"more GPUs than the {batch} images of a batch"
+            return f"more GPUs than the {batch} images of a batch: raise --batch-size"
         if batch % gpus:
-            return f"the batch of {batch} is no multiple of {gpus}"
+            return f"the batch of {batch} is no multiple of {gpus}: choose another --batch-size"
         try:
             self.config.method.validate_ranks(gpus)
         except UserError as error:
             return str(error)
         norm_ranks = self.config.train.norm_ranks
         if norm_ranks and gpus % norm_ranks and norm_ranks < gpus:
-            return f"--norm-ranks {norm_ranks} does not divide {gpus} GPUs"
+            return f"--norm-ranks {norm_ranks} must divide {gpus} GPUs, or be 0 for all"
         apart = norm_ranks == 1 or not self.networks.shares_norm
         if batch // gpus < 2 and gpus > 1 and apart:
-            return "one image a GPU has no statistics for batch norm"
+            return "one image a GPU has no statistics for batch norm: raise --batch-size or share them, --norm-ranks 0"
         return batch // gpus
 
     def _together(self, share: int) -> int | None:

@@ -11,6 +11,7 @@ import contextlib
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -173,6 +174,7 @@ def _tensors(tree: Any) -> list[Tensor]:
     return list({id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}.values())
 
 
+@cache
 def _moves_nothing(func: Any) -> bool:
     views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
     return views or func.overloadpacket.__name__.startswith(_SILENT)

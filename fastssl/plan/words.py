@@ -13,12 +13,9 @@ WITHIN = 0.25
 """Distance of a prediction from the published figure that the model claims."""
 
 
-def describe(plan: Plan, gpus: int, scaling: Sequence[Prediction | Impossible]) -> list[str]:
-    """All lines: what is planned, the run on `gpus` GPUs with the formulas, other numbers of GPUs."""
-    asked = plan.on(gpus)
-    parts = [_planned(plan), _one(plan, asked), _scaling(plan, scaling)]
-    if isinstance(asked, Prediction):
-        parts.append(_formulas(plan, asked))
+def describe(plan: Plan, asked: Prediction, scaling: Sequence[Prediction | Impossible]) -> list[str]:
+    """All lines: what is planned, the run that was asked for, other numbers of GPUs, the formulas of the first."""
+    parts = [_planned(plan), _one(plan, asked), _scaling(plan, scaling), _formulas(plan, asked)]
     return [line for part in parts for line in [*part, ""]][:-1]
 
 
@@ -38,30 +35,28 @@ def _planned(plan: Plan) -> list[str]:
         f"{machine.chip.name}, {machine.precision}: {machine.chip.rate(machine.precision) / 1e12:,g} TFLOP/s, "
         f"{machine.chip.bandwidth:,g} GB/s, {machine.chip.memory:g} GB; {site.intra:g} GB/s a GPU inside a machine of "
         f"{site.a_machine}, {site.inter:g} GB/s between machines; efficiency {machine.efficiency:g}",
-        f"{n.flops / 1e9:,.1f} GFLOP an image and step, {sum(n.trained) / 1e6:,.1f} million trained parameters. Every "
-        "figure below is predicted, none measured.",
+        f"{_number(n.flops / 1e9)} GFLOP an image and step, {sum(n.trained) / 1e6:,.1f} million trained parameters. "
+        "Every figure below is predicted, none measured.",
     ]
     if machine.precision == "bf16" and not machine.chip.tf32:
-        lines.append(f"{machine.chip.name} multiplies bf16 without tensor cores: its rate is that of fp16.")
+        lines.append("The rate is that of fp16: a V100 multiplies bf16 without tensor cores, far slower.")
     return lines
 
 
-def _one(plan: Plan, asked: Prediction | Impossible) -> list[str]:
-    if isinstance(asked, Impossible):
-        return [f"on {asked.gpus:,} GPUs: {asked.reason}."]
+def _one(plan: Plan, asked: Prediction) -> list[str]:
     site = plan.site
     cores = f"{asked.cores:,.1f} a GPU, {asked.cores * asked.gpus:,.0f} in all"
     disk = asked.images_per_second * site.image_bytes / 1e9
     rows = [
         (f"on {_count(asked.gpus, 'GPU')}", "predicted"),
         ("images/s", f"{asked.images_per_second:,.0f}, {asked.images_per_second / asked.gpus:,.0f} a GPU"),
-        ("hours", f"{asked.hours:,.1f}, {asked.hours * asked.gpus:,.0f} GPU hours"),
+        ("hours", f"{_number(asked.hours)}, {_number(asked.hours * asked.gpus)} GPU hours"),
         ("memory a GPU", f"{asked.memory / 1e9:,.1f} of {site.machine.chip.memory:g} GB, {_together(asked)}"),
         ("largest batch a GPU", f"{asked.largest:,} images, {asked.largest * asked.gpus:,} in all"),
         ("cores to decode", cores),
         ("disk to read", f"{disk:,.2f} GB/s, {disk / site.machines(asked.gpus):,.2f} a machine"),
         ("communication", f"{_share(asked):.1%} of the step"),
-        ("checkpoint", f"{plan.checkpoint / 1e9:,.2f} GB in {plan.checkpoint_seconds:,.1f} s"),
+        ("checkpoint", f"{_number(plan.checkpoint / 1e9)} GB in {_number(plan.checkpoint_seconds)} s"),
     ]
     lines = _table(rows)
     if asked.bound != "GPUs":
@@ -77,7 +72,7 @@ def _scaling(plan: Plan, scaling: Sequence[Prediction | Impossible]) -> list[str
             rows.append((f"{entry.gpus:,}", f"not possible: {entry.reason}"))
             continue
         images = f"{entry.images:,}" if entry.micro_batch is None else f"{entry.images:,} by {entry.micro_batch:,}"
-        cells = (images, f"{entry.images_per_second:,.0f}", f"{entry.hours:,.1f}", f"{entry.hours * entry.gpus:,.0f}")
+        cells = (images, f"{entry.images_per_second:,.0f}", _number(entry.hours), _number(entry.hours * entry.gpus))
         more = (f"{entry.memory / 1e9:,.1f}", f"{_share(entry):.1%}", f"{entry.cores * entry.gpus:,.0f}")
         rows.append((f"{entry.gpus:,}", *cells, *more))
     lines = _table(rows)
@@ -104,7 +99,7 @@ def _formulas(plan: Plan, p: Prediction) -> list[str]:
         ("loss, update = floors of the kernel library / efficiency", f"{_ms(p.loss)}, {_ms(p.update)}"),
         (
             "gradients = 2 (n - 1) / n · bytes / link + 2 · buckets · latency",
-            f"n {p.gpus:,}, {size / 1e6:,.1f} MB, {network.link / 1e9:g} GB/s, {-(-size // BUCKET)} buckets, "
+            f"n {p.gpus:,}, {size / 1e6:,.1f} MB, {network.link / 1e9:g} GB/s, {_count(-(-size // BUCKET), 'bucket')}, "
             f"{network.latency() * 1e6:g} µs ({site.hop * 1e6:g} a hop, twice that between machines): "
             f"{_ms(sent.gradients)}",
         ),
@@ -114,7 +109,7 @@ def _formulas(plan: Plan, p: Prediction) -> list[str]:
         ),
         (
             "batch norm = latency · (2 with gradients + without) · passes",
-            f"{n.norms} and {n.target_norms} norms: {_ms(sent.norms)}",
+            f"{n.norms} and {n.target_norms} norms: {_ms(sent.norms)}" if n.shares_norm else "not shared: 0 ms",
         ),
         ("gathered = (n - 1) / n · bytes / link + latency, and sums", _ms(sent.gathered)),
         (
@@ -124,7 +119,7 @@ def _formulas(plan: Plan, p: Prediction) -> list[str]:
         ("images/s = min(batch / step, cores · decode rate, disk / bytes)", f"{p.images_per_second:,.0f} ({p.bound})"),
         (
             "hours = epochs · (images // batch) · batch / images/s / 3600",
-            f"{plan.total_steps:,} steps of {batch:,} images: {p.hours:,.1f}",
+            f"{plan.total_steps:,} steps of {batch:,} images: {_number(p.hours)}",
         ),
         (
             "memory = state + gradients + momenta + bf16 weights + reserved + b · image",
@@ -141,8 +136,8 @@ def _formulas(plan: Plan, p: Prediction) -> list[str]:
         ),
         (
             "checkpoint = state + momenta; seconds = bytes / disk",
-            f"{plan.checkpoint / 1e9:,.2f} GB / {site.disk or DISK:g} GB/s{'' if site.disk else ' assumed'}: "
-            f"{plan.checkpoint_seconds:,.1f} s",
+            f"{_number(plan.checkpoint / 1e9)} GB / {site.disk or DISK:g} GB/s{'' if site.disk else ' assumed'}: "
+            f"{_number(plan.checkpoint_seconds)} s",
         ),
     ]
     return _lines(rows)
@@ -210,6 +205,11 @@ def _share(p: Prediction) -> float:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds * 1e3:,.0f} ms"
+
+
+def _number(value: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _count(number: int, what: str) -> str:
