@@ -83,8 +83,7 @@ class Communication:
 
 def communication(config: Config, networks: Networks, network: Network, backward: float, passes: int) -> Communication:
     """Of one step whose backward pass takes `backward` seconds on a GPU; passes: micro-batches."""
-    size = float((2 if config.train.compress_gradients else 4) * sum(networks.trained))
-    buckets = max(1, math.ceil(size / BUCKET))
+    size, buckets = gradient_bytes(config, networks)
     gradients = network.all_reduce(size) + (buckets - 1) * network.all_reduce(0)
     # The last bucket is complete when the backward pass ends; with micro-batches only the last pass sends.
     exposed = max(gradients / buckets, gradients - backward / passes)
@@ -98,6 +97,12 @@ def communication(config: Config, networks: Networks, network: Network, backward
         norms = passes * way * ((repeated + 2) * networks.norms + networks.target_norms)
     rows, sums = gathered(config, networks)
     return Communication(gradients, exposed, norms, network.all_gather(rows) + sums * network.all_reduce(0))
+
+
+def gradient_bytes(config: Config, networks: Networks) -> tuple[float, int]:
+    """Bytes of all gradients, and in how many buckets they are sent."""
+    size = float((2 if config.train.compress_gradients else 4) * sum(networks.trained))
+    return size, max(1, math.ceil(size / BUCKET))
 
 
 def gathered(config: Config, networks: Networks) -> tuple[float, int]:

@@ -12,7 +12,7 @@ from ..config import Config
 from ..data.views import Augmentation, Views
 from ..methods import DataFacts, Method, MethodConfig, StepState, build_method
 from ..methods.moco import MoCoV2Config
-from ..models import BackboneConfig
+from ..models import BackboneConfig, build_backbone
 from .chips import Precision
 from .walk import IMAGES, Recorder, Saved, Work, saved, saved_bytes
 
@@ -75,8 +75,7 @@ def _networks(
         # Groups of batch norm are the ranks' own: the work is the same in one.
         config = replace(config, norm_groups=1)
     sizes = tuple(dict.fromkeys(view.size for view in augment.views))
-    with torch.device("meta"):
-        method = build_method(config, backbone, data, sizes=sizes)
+    method = _method(config, backbone, data, sizes)
     state = sum(tensor.numel() * tensor.itemsize for tensor in method.state_dict().values())
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     method.to(dtype)
@@ -104,6 +103,19 @@ def backbone_flops(network: nn.Module, size: int) -> float:
     with Recorder() as recorder, torch.no_grad():
         network(torch.empty(IMAGES, 3, size, size, device="meta"))
     return sum(work.flops for work in recorder.work)
+
+
+def _method(config: MethodConfig, backbone: BackboneConfig, data: DataFacts, sizes: tuple[int, ...]) -> Method:
+    """The method on the meta device."""
+    try:
+        with torch.device("meta"):
+            return build_method(config, backbone, data, sizes=sizes)
+    except NotImplementedError:
+        # Some networks read numbers back while they are built, which meta tensors do not have.
+        network = build_backbone(backbone, sizes).to("meta")
+        network.fresh = None  # type: ignore[assignment]
+        with torch.device("meta"):
+            return build_method(config, backbone, data, network=network, sizes=sizes)
 
 
 def _views(augment: Augmentation, dtype: torch.dtype) -> Views:

@@ -84,6 +84,20 @@ class Prediction:
         """Seconds of a step that does not wait for data."""
         return self.forward + self.backward + self.targets + self.loss + self.update + self.communication.waited
 
+    @property
+    def together(self) -> int:
+        """Images that pass through the networks together."""
+        return self.micro_batch or self.images
+
+    @property
+    def passes(self) -> int:
+        return self.images // self.together
+
+    @property
+    def communication_share(self) -> float:
+        """Share of the step that waits for other GPUs."""
+        return self.communication.waited / self.step
+
 
 @dataclass(frozen=True)
 class Impossible:

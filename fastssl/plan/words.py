@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .chips import EFFICIENCY, LAUNCH, RESERVED
-from .communication import BUCKET
-from .predict import DISK, Impossible, Plan, Prediction
+from .chips import EFFICIENCY
+from .formulas import number, size_formulas, time_formulas
+from .predict import Impossible, Plan, Prediction
 from .published import CALIBRATION, Compared, Implied, SupervisedRow
 
 WITHIN = 0.25
@@ -35,7 +35,7 @@ def _planned(plan: Plan) -> list[str]:
         f"{machine.chip.name}, {machine.precision}: {machine.chip.rate(machine.precision) / 1e12:,g} TFLOP/s, "
         f"{machine.chip.bandwidth:,g} GB/s, {machine.chip.memory:g} GB; {site.intra:g} GB/s a GPU inside a machine of "
         f"{site.a_machine}, {site.inter:g} GB/s between machines; efficiency {machine.efficiency:g}",
-        f"{_number(n.flops / 1e9)} GFLOP an image and step, {sum(n.trained) / 1e6:,.1f} million trained parameters. "
+        f"{number(n.flops / 1e9)} GFLOP an image and step, {sum(n.trained) / 1e6:,.1f} million trained parameters. "
         "Every figure below is predicted, none measured.",
     ]
     if machine.precision == "bf16" and not machine.chip.tf32:
@@ -50,13 +50,13 @@ def _one(plan: Plan, asked: Prediction) -> list[str]:
     rows = [
         (f"on {_count(asked.gpus, 'GPU')}", "predicted"),
         ("images/s", f"{asked.images_per_second:,.0f}, {asked.images_per_second / asked.gpus:,.0f} a GPU"),
-        ("hours", f"{_number(asked.hours)}, {_number(asked.hours * asked.gpus)} GPU hours"),
+        ("hours", f"{number(asked.hours)}, {number(asked.hours * asked.gpus)} GPU hours"),
         ("memory a GPU", f"{asked.memory / 1e9:,.1f} of {site.machine.chip.memory:g} GB, {_together(asked)}"),
         ("largest batch a GPU", f"{asked.largest:,} images, {asked.largest * asked.gpus:,} in all"),
         ("cores to decode", cores),
         ("disk to read", f"{disk:,.2f} GB/s, {disk / site.machines(asked.gpus):,.2f} a machine"),
-        ("communication", f"{_share(asked):.1%} of the step"),
-        ("checkpoint", f"{_number(plan.checkpoint / 1e9)} GB in {_number(plan.checkpoint_seconds)} s"),
+        ("communication", f"{asked.communication_share:.1%} of the step"),
+        ("checkpoint", f"{number(plan.checkpoint / 1e9)} GB in {number(plan.checkpoint_seconds)} s"),
     ]
     lines = _table(rows)
     if asked.bound != "GPUs":
@@ -72,75 +72,24 @@ def _scaling(plan: Plan, scaling: Sequence[Prediction | Impossible]) -> list[str
             rows.append((f"{entry.gpus:,}", f"not possible: {entry.reason}"))
             continue
         images = f"{entry.images:,}" if entry.micro_batch is None else f"{entry.images:,} by {entry.micro_batch:,}"
-        cells = (images, f"{entry.images_per_second:,.0f}", _number(entry.hours), _number(entry.hours * entry.gpus))
-        more = (f"{entry.memory / 1e9:,.1f}", f"{_share(entry):.1%}", f"{entry.cores * entry.gpus:,.0f}")
+        cells = (images, f"{entry.images_per_second:,.0f}", number(entry.hours), number(entry.hours * entry.gpus))
+        more = (f"{entry.memory / 1e9:,.1f}", f"{entry.communication_share:.1%}", f"{entry.cores * entry.gpus:,.0f}")
         rows.append((f"{entry.gpus:,}", *cells, *more))
     lines = _table(rows)
     if any(isinstance(entry, Prediction) and entry.micro_batch for entry in scaling):
         lines.append('  "512 by 256": 512 images a GPU that pass 256 at a time, with --train.micro-batch 256.')
-    limits = [f"{e.gpus:,} by {e.bound}" for e in scaling if isinstance(e, Prediction) and e.bound != "GPUs"]
-    if limits:
-        lines.append(f"  Not by the GPUs' own speed is bound: {', '.join(limits)}.")
+    for bound in ("cores", "disk"):
+        limited = [f"{entry.gpus:,}" for entry in scaling if isinstance(entry, Prediction) and entry.bound == bound]
+        if limited:
+            lines.append(f"  The {bound} set the pace of {', '.join(limited)} GPUs.")
     return lines
 
 
-def _formulas(plan: Plan, p: Prediction) -> list[str]:
-    site, n, sent, machine = plan.site, plan.networks, p.communication, plan.site.machine
-    network, batch, memory = site.network(p.gpus), plan.config.train.batch_size, plan.memory
-    size = 4 * sum(n.trained)
-    passes = 1 if p.micro_batch is None else p.images // p.micro_batch
-    rows = [
-        ("predicted, by these formulas", "with these values"),
-        (
-            "networks = Σ max(max(FLOPs / rate, bytes / bandwidth) / efficiency, launch)",
-            f"forward {_ms(p.forward)}, backward {_ms(p.backward)}, without gradients {_ms(p.targets)}; launch "
-            f"{LAUNCH * 1e6:g} µs",
-        ),
-        ("loss, update = floors of the kernel library / efficiency", f"{_ms(p.loss)}, {_ms(p.update)}"),
-        (
-            "gradients = 2 (n - 1) / n · bytes / link + 2 · buckets · latency",
-            f"n {p.gpus:,}, {size / 1e6:,.1f} MB, {network.link / 1e9:g} GB/s, {_count(-(-size // BUCKET), 'bucket')}, "
-            f"{network.latency() * 1e6:g} µs ({site.hop * 1e6:g} a hop, twice that between machines): "
-            f"{_ms(sent.gradients)}",
-        ),
-        (
-            "exposed = max(gradients / buckets, gradients - backward / passes)",
-            f"{_ms(sent.gradients)}, {_ms(p.backward)}, {passes}: {_ms(sent.exposed)}",
-        ),
-        (
-            "batch norm = latency · (2 with gradients + without) · passes",
-            f"{n.norms} and {n.target_norms} norms: {_ms(sent.norms)}" if n.shares_norm else "not shared: 0 ms",
-        ),
-        ("gathered = (n - 1) / n · bytes / link + latency, and sums", _ms(sent.gathered)),
-        (
-            "step = networks + loss + update + exposed + batch norm + gathered",
-            f"{_ms(p.step)}; the last three are communication, {_share(p):.1%}",
-        ),
-        ("images/s = min(batch / step, cores · decode rate, disk / bytes)", f"{p.images_per_second:,.0f} ({p.bound})"),
-        (
-            "hours = epochs · (images // batch) · batch / images/s / 3600",
-            f"{plan.total_steps:,} steps of {batch:,} images: {_number(p.hours)}",
-        ),
-        (
-            "memory = state + gradients + momenta + bf16 weights + reserved + b · image",
-            f"{memory.fixed / 1e9:,.2f} GB with {RESERVED / 1e9:g} reserved, {memory.image / 1e6:,.1f} MB an image, b "
-            f"{p.micro_batch or p.images:,}: {p.memory / 1e9:,.1f} GB",
-        ),
-        (
-            "largest batch = (memory of the GPU - fixed) / image, in eights",
-            f"({machine.chip.memory:g} - {memory.fixed / 1e9:,.2f}) GB / {memory.image / 1e6:,.1f} MB: {p.largest:,}",
-        ),
-        (
-            "cores = images/s / decode rate",
-            f"{p.images_per_second:,.0f} / {site.decode_rate:g}: {p.cores * p.gpus:,.1f}",
-        ),
-        (
-            "checkpoint = state + momenta; seconds = bytes / disk",
-            f"{_number(plan.checkpoint / 1e9)} GB / {site.disk or DISK:g} GB/s{'' if site.disk else ' assumed'}: "
-            f"{_number(plan.checkpoint_seconds)} s",
-        ),
-    ]
-    return _lines(rows)
+def _formulas(plan: Plan, asked: Prediction) -> list[str]:
+    rows = [("predicted, by these formulas", "with these values")]
+    rows += [*time_formulas(plan, asked), *size_formulas(plan, asked)]
+    width = max(len(first) for first, _ in rows)
+    return [f"  {first.ljust(width)}  {second}" for first, second in rows]
 
 
 def _supervised(compared: Sequence[Compared]) -> list[str]:
@@ -198,27 +147,8 @@ def _together(p: Prediction) -> str:
     return f"{p.images:,} images with --train.micro-batch {p.micro_batch}"
 
 
-def _share(p: Prediction) -> float:
-    """Of the step that waits for other GPUs."""
-    return p.communication.waited / p.step
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds * 1e3:,.0f} ms"
-
-
-def _number(value: float) -> str:
-    """Three digits, and all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + "s" * (number != 1)
-
-
-def _lines(rows: Sequence[tuple[str, str]]) -> list[str]:
-    width = max(len(first) for first, _ in rows)
-    return [f"  {first.ljust(width)}  {second}" for first, second in rows]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -8,10 +8,11 @@ import pytest
 
 from fastssl import recipes
 from fastssl.cli import main
-from fastssl.commands.plan import SCALES
+from fastssl.commands.plan import SCALES, PlanOptions
 from fastssl.models import BackboneConfig
-from fastssl.plan.chips import CHIPS
+from fastssl.plan.chips import CHIPS, HOP
 from fastssl.plan.predict import DECODE_RATE, IMAGE_BYTES, Impossible, Plan, Prediction, Site
+from fastssl.plan.published import IMAGENET
 from fastssl.plan.roofline import Machine
 
 IT = CHIPS["a100-80"]
@@ -23,6 +24,23 @@ CONFIG = replace(
 def plan(config=CONFIG, **options):
     site = {"machine": Machine(IT, efficiency=0.67), "intra": IT.intra, "inter": IT.inter, **options}
     return Plan(config, Site(**site), images=1_281_167)
+
+
+def test_the_defaults_of_the_options_are_those_of_the_model():
+    options = PlanOptions()
+    assert options.decode_rate == DECODE_RATE
+    assert options.image_kb * 1e3 == IMAGE_BYTES
+    assert options.hop_us * 1e-6 == pytest.approx(HOP)
+    assert options.images == IMAGENET
+    assert options.gpu in CHIPS
+
+
+def test_help_names_every_gpu(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "simclr", "--help"])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in CHIPS)
 
 
 @pytest.fixture(scope="module")

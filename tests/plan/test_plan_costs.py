@@ -248,3 +248,23 @@ def test_only_the_parameters_of_target_networks_are_averaged():
     targets = [*method.target_backbone.parameters(), *method.target_projector.parameters()]
     assert sum(found.averaged) == sum(p.numel() for p in targets)
     assert networks(SMALL, images=1000).averaged == (), "a frozen shift is no target"
+
+
+@pytest.mark.parametrize(
+    ("name", "multiply_adds"),
+    # As torchvision states them. regnet reads numbers back while it is built, which no meta tensor has.
+    [("torchvision:vit_b_16", 17.56e9), ("torchvision:swin_t", 4.49e9), ("torchvision:regnet_y_400mf", 0.40e9)],
+)
+def test_networks_of_libraries_have_their_published_multiply_adds(name, multiply_adds):
+    pytest.importorskip("torchvision")
+    config = replace(recipes.supervised(), backbone=BackboneConfig(name))
+    forward = networks(config, images=1000).forward
+    assert sum(work.flops for work in forward) / 2 == pytest.approx(multiply_adds, rel=0.01)
+
+
+def test_a_network_that_is_built_on_the_cpu_has_a_target_too():
+    pytest.importorskip("torchvision")
+    config = replace(recipes.get("byol"), backbone=BackboneConfig("torchvision:regnet_y_400mf"))
+    found = networks(config, images=1000)
+    assert 0 < sum(found.averaged) < sum(found.trained), "all but the predictor"
+    assert sum(work.flops for work in found.targets) > 0
