@@ -32,6 +32,7 @@ usage: fastssl COMMAND ...
   check-data DATA     decode every image once and list what is bad
   pack DATA OUT       transcode a data set to small JPEG files in tar shards, which decode faster
   saliency            make masks of the images' foreground without labels, for relicv2
+  bench METHOD        images/s of training here, the parts of a step, what bounds it, and what to try
   bench data DATA     images/s of your files as a recipe's views, what bounds it, and where the time goes
   report RUN_DIR      write the report of a run again and print its table
   doctor              versions, devices and back ends on this machine

@@ -19,7 +19,7 @@ ALLOWED = {
     "config": {"data", "methods", "models", "optim", "errors"},  # the data room checks its own views
     "recipes": {"recipes", "config", "data.views", "methods", "models", "optim", "errors"},
     "doctor": {"report", "data", "errors"},
-    "bench": {"bench", "data", "report", "errors"},
+    "bench": {"bench", "engine", "config", "data", "methods", "models", "optim", "report", "errors"},
     "saliency": {"saliency", "data", "models", "report", "errors"},
     "engine": {"engine", "config", "data", "methods", "models", "optim", "evaluate", "report", "errors"},
     "commands": {"commands", "engine", "saliency", "recipes", "config", "data", "doctor", "bench", "errors"},
