@@ -9,6 +9,9 @@ from .method import Result
 from .verdict import advice, verdict
 from .words import table
 
+SHOWN = 0.5e-4
+"""Seconds: a part that always takes less is left out of the table. (A method without targets is asked for them.)"""
+
 
 def describe_training(result: Result, *, data: str) -> list[str]:
     """All lines: what was measured, the parts of a step, speeds, operations if there are any, verdict.
@@ -32,8 +35,8 @@ def _measured(result: Result) -> list[str]:
     lines = [
         f"{setting['method']} ({setting['recipe']}): {setting['backbone']}, views of {views} pixels, "
         f"{setting['device']}, {setting['precision']}" + (f", {processes} processes" if processes > 1 else ""),
-        f"batch of {setting['batch_size']:,} of {setting['images']:,} images, {setting['threads']} threads compute, "
-        f"{setting['loader_threads']} make views ({setting['renderer']}), {_ahead(setting['prefetch'])}",
+        f"batch of {setting['batch_size']:,} of {setting['images']:,} images, threads: {setting['threads']} for "
+        f"the model, {setting['loader_threads']} for views ({setting['renderer']}), {_ahead(setting['prefetch'])}",
     ]
     lines += result.notes
     if setting["prepares_epochs"]:
@@ -43,8 +46,8 @@ def _measured(result: Result) -> list[str]:
 
 def _ahead(batches: int) -> str:
     if not batches:
-        return "none ahead: views and model take turns"
-    return f"{batches} batch{'es' * (batches > 1)} ahead of the model"
+        return "which take turns"
+    return f"made {batches} batch{'es' * (batches > 1)} ahead"
 
 
 def _parts(result: Result, found: Figures) -> list[str]:
@@ -52,7 +55,7 @@ def _parts(result: Result, found: Figures) -> list[str]:
         (f"one step of {result.setting['batch_size']:,} images, ms", "in the step", "10 – 90 %", "share", "alone")
     ]
     for part in found.parts:
-        if part.in_step or part.alone:
+        if max(part.in_step, part.alone) >= SHOWN:
             around = f"{_ms(part.low)} – {_ms(part.high)}"
             rows.append((NAMES[part.key], _ms(part.in_step), around, f"{part.share:.1%}", _ms(part.alone)))
     step, left = found.step, found.residual_alone
@@ -62,18 +65,16 @@ def _parts(result: Result, found: Figures) -> list[str]:
     rows.append(("full step", _ms(step.in_step), f"{_ms(step.low)} – {_ms(step.high)}", "100.0%", whole))
     lines = [
         *table(rows),
-        f"  Of {len(result.full)} steps: means of their middle half, 10th and 90th percentile. Alone: views that nobody",
-        "  uses, networks on synthetic views, loss and optimizer by themselves, in turn with the steps.",
+        f"  Of {len(result.full)} steps: means of their middle half, 10th and 90th percentile. Alone: views that",
+        "  nobody uses, networks on synthetic views, loss and optimizer by themselves, in turn with the steps.",
     ]
     if left is None:
-        return [
-            *lines,
-            "  Views are made beside the model: the step has only the waiting for them, and the rest is free.",
-        ]
+        return [*lines, "  Views are made beside the model: the step only waits for those that are not ready."]
+    shares = f"{found.residual / step.in_step:+.1%} of the step, {left / step.in_step:+.1%} by the parts alone"
     return [
         *lines,
-        "  Views and model take turns on the same cores, so both columns should sum to the full step. The residual is",
-        f"  what is left: {found.residual / step.in_step:+.1%} of the step, {left / step.in_step:+.1%} by the parts alone.",
+        "  Views and model take turns on the same cores, so both columns should sum to the full step; the residual",
+        f"  is what they leave: {shares}.",
     ]
 
 
@@ -108,9 +109,9 @@ def _bytes(count: int) -> str:
 
 
 def _operations(result: Result) -> list[str]:
-    rows: list[Sequence[str]] = [("operation, by itself", "calls", "CPU ms", "GPU ms", "share")]
-    rows += [
-        (op["name"][:60], f"{op['calls']:,}", f"{op['cpu_ms']:,.1f}", f"{op['gpu_ms']:,.1f}", f"{op['share']:.1%}")
-        for op in result.operations
-    ]
+    on_gpu = result.setting["device"] == "cuda"
+    rows: list[Sequence[str]] = [("operation, by itself", "calls", "CPU ms", *(["GPU ms"] * on_gpu), "share")]
+    for op in result.operations:
+        times = [f"{op['cpu_ms']:,.1f}", *([f"{op['gpu_ms']:,.1f}"] * on_gpu)]
+        rows.append((op["name"][:60], f"{op['calls']:,}", *times, f"{op['share']:.1%}"))
     return table(rows)

@@ -18,13 +18,12 @@ MOST_ADVICE = 3
 
 def verdict(result: Result, found: Figures) -> list[str]:
     """The sentence that says what bounds the step, and those that explain it."""
-    ahead = bool(result.setting["prefetch"])
-    bound = found.data_wait > (WAITS if ahead else TURNS)
-    lines = [_data(result, found) if bound else _model(result, found)]
+    lines = [_data(result, found) if data_bound(result, found) else _model(result, found)]
     if found.efficiency is not None:
+        processes = result.setting["processes"]
         lines.append(
-            f"{result.setting['processes']} processes make {found.efficiency:.0%} of as many times the images of one: "
-            "the rest goes to their communication."
+            f"scaling: {processes} processes are {processes * found.efficiency:.2f} times as fast as one of them by "
+            f"itself (efficiency {found.efficiency:.0%}); communication takes the rest."
         )
     lines.append(_ahead_of(result, found))
     return lines
@@ -143,8 +142,8 @@ def _for_model(result: Result, found: Figures) -> list[str]:
         lines.append("no --train.micro-batch, if the memory allows: it computes the forward pass twice.")
     if found.efficiency is not None and found.efficiency < 0.9:
         lines.append("--train.compress-gradients: half the bytes between the processes.")
-        if not setting["norm_ranks"]:
-            lines.append("--train.norm-ranks 8: batch norm waits for 8 processes at most, not for all.")
+        if not setting["norm_ranks"] and setting["processes"] > 8:
+            lines.append("--train.norm-ranks 8: batch norm waits for 8 processes, not for all.")
     small = setting["batch_size"] < setting["recipe_batch_size"]
     if shares[OPTIMIZER] > 0.1:
         hint = f", as in the recipe's batch of {setting['recipe_batch_size']:,}," if small else ""
