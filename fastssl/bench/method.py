@@ -80,7 +80,8 @@ class Result:
     """Of this machine, from `fastssl.report.environment`."""
     setting: dict[str, Any]
     """method, recipe, backbone, device, precision, batch_size (global), recipe_batch_size, micro_batch, processes,
-    images, epochs, threads, usable_cores, loader_threads, prefetch, renderer, views_on, channels_last, views."""
+    processes_here (on this machine), images, epochs, threads, usable_cores, loader_threads, prefetch, renderer,
+    channels_last, checkpoint_activations, norm_ranks, prepares_epochs, memory_bytes (free), views ([count, size])."""
     notes: list[str] = field(default_factory=list)
     """What is measured otherwise than the recipe says, in sentences."""
     full: list[Reading] = field(default_factory=list)
@@ -116,14 +117,14 @@ def measure(
     *,
     source: Source | None = None,
     say: Say = lambda line: None,
-    tell: Tell = lambda done: None,
+    tell: Tell = lambda percent: None,
 ) -> Result:
     """Measure a configuration, on every rank that torchrun started; only the first one's result has figures of all.
 
     Args:
         source: the images, instead of those that `config.data` names.
         say: gets a line about what goes on now.
-        tell: gets the number of rounds done, of `settings.steps` or fewer.
+        tell: gets the percentage of the rounds that is done.
 
     Raises:
         UserError: anything that the user can mend.
@@ -326,7 +327,7 @@ class _Bench:
             self.say(f"batch {self.config.train.batch_size}: {rounds} rounds of about {first:.1f} s")
             for done in range(1, rounds + 1):
                 self._round(result, supply, training, views, yardstick, plain)
-                self.tell(done)
+                self.tell(100 * done // rounds)
             result.peak_bytes = training.peak_bytes(views)
             if settings.profile is not None:
                 self._profile(settings.profile, supply, training)

@@ -225,7 +225,8 @@ def test_a_timeline_adds_up_what_belongs_to_a_part():
 def test_the_cost_multiple_of_published_views_is_the_known_one(name, counts, expected):
     """Of views of 224 and 96 pixels, with heads too small to count.
 
-    The known figures take a backward pass for twice a forward one. Counted, it is 1.94 times in this network, as its first convolution needs no gradient of the image: a target's pass costs 0.341 instead of 0.333.
+    The known figures take a backward pass for twice a forward one. Counted, it is 1.94 times in this network, as its
+    first convolution needs no gradient of the image: a target's pass costs 0.341 instead of 0.333.
     """
     backbone = BackboneConfig("resnet18", stem="imagenet")
     specs = tuple(ViewSpec(size=size, count=n) for size, n in zip((224, 96), counts, strict=True) if n)
