@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 import re
+import socket
 from copy import deepcopy
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from every_method import SMALL
 from PIL import Image
 from torch import nn
@@ -354,6 +357,30 @@ def test_the_command_prints_draws_and_traces(image_folder, tmp_path, capsys):
     events = json.loads((trace / "trace.json").read_text())["traceEvents"]
     assert {"fastssl: views", "fastssl: forward", "fastssl: backward"} <= {event["name"] for event in events}
     assert sum(row["share"] for row in saved["result"]["operations"]) <= 1 + 1e-9
+
+
+def _on_two_ranks(rank, port, folder, out):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    result = bench.measure(config_of("mocov2", folder), SHORT)
+    (out / f"{rank}.json").write_text(json.dumps(asdict(result)))
+
+
+def test_two_processes_are_compared_with_one_by_itself(image_folder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_on_two_ranks, (port, image_folder, tmp_path), nprocs=2)
+    first, second = (bench.Result(**json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1))
+    assert (first.first, second.first) == (True, False)
+    assert first.setting["processes"] == 2
+    assert first.setting["batch_size"] == second.setting["batch_size"]
+    assert first.setting["batch_size"] % 2 == 0
+    assert len(first.one_rank) == len(second.one_rank) == 1
+    assert figures(first).efficiency == pytest.approx(first.one_rank[0] / first.synthetic[0][WHOLE])
+    printed = "\n".join(describe_training(first, data="d"))
+    assert "2 processes" in printed
+    assert "Scaling efficiency" in printed
 
 
 @pytest.mark.parametrize(
