@@ -114,8 +114,8 @@ def _for_data(setting: dict[str, Any], found: Figures, data: str) -> list[str]:
     if setting["renderer"] == "torch":
         lines.append("the native renderer: install fastssl again where a C compiler is found.")
     lines.append(
-        f"`fastssl bench data {data} --views {setting['method']} --packed`: where the time of views goes, and what "
-        "`fastssl pack` gains."
+        f"`fastssl bench data {data} --views {setting['method']} --recipe {setting['recipe']} --packed`: where the "
+        "time of views goes, and what `fastssl pack` gains."
     )
     if setting["device"] == "cuda" and setting["renderer"] != "triton":
         lines.append("--loader.device auto: the GPU draws the views (needs triton).")
@@ -151,7 +151,7 @@ def _for_model(result: Result, found: Figures) -> list[str]:
             f"a larger --train.batch-size: the optimizer's {shares[OPTIMIZER]:.0%} does not grow with it{hint} and "
             "--train.micro-batch keeps the memory small."
         )
-    if setting["device"] == "cpu" and not lines:
+    if setting["device"] == "cpu" and not lines and not data_bound(result, found):
         lines.append(
             "a GPU, or a small recipe (`fastssl recipes`): on these cores the networks themselves are the limit."
         )

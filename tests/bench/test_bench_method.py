@@ -196,7 +196,10 @@ def test_advice_is_about_what_bounds():
     slow = made_up(views=4.0, model=1.0, prefetch=2)
     said = advice(slow, figures(slow), "/images")
     assert said[0].startswith("--loader.threads 8: 2 of 8 cores")
-    assert "fastssl bench data /images --views simclr" in said[1]
+    assert "fastssl bench data /images --views simclr --recipe quick" in said[1]
+    assert not any("the networks themselves are the limit" in line for line in said)
+    fast = made_up(views=0.1, model=1.0)
+    assert "the networks themselves are the limit" in advice(fast, figures(fast), "/images")[0]
     emulated = made_up(views=0.1, model=1.0, precision="bf16", channels_last=False, threads=1, micro_batch=10)
     said = advice(emulated, figures(emulated), "/images")
     assert [line.split()[0] for line in said] == ["--train.precision", "--train.channels-last:", "--train.threads"]
