@@ -33,6 +33,7 @@ usage: fastssl COMMAND ...
   check-data DATA     decode every image once and list what is bad
   pack DATA OUT       transcode a data set to small JPEG files in tar shards, which decode faster
   saliency            make masks of the images' foreground without labels, for relicv2
+  bench METHOD        images/s of training here, the parts of a step, what bounds it, and what to try
   bench data DATA     images/s of your files as a recipe's views, what bounds it, and where the time goes
   plan METHOD         what a run will take on 8 to 4,096 GPUs, predicted; `plan published` shows how well
   report RUN_DIR      write the report of a run again and print its table

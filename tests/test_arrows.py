@@ -19,7 +19,7 @@ ALLOWED = {
     "config": {"data", "methods", "models", "optim", "errors"},  # the data room checks its own views
     "recipes": {"recipes", "config", "data.views", "methods", "models", "optim", "errors"},
     "doctor": {"report", "data", "errors"},
-    "bench": {"bench", "data", "report", "errors"},
+    "bench": {"bench", "engine", "config", "data", "methods", "models", "optim", "report", "errors"},
     "plan": {"plan", "recipes", "config", "data.views", "data.order", "methods", "models", "errors", "fastssl_kernels"},
     "saliency": {"saliency", "data", "models", "report", "errors"},
     "engine": {"engine", "config", "data", "methods", "models", "optim", "evaluate", "report", "errors"},

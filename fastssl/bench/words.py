@@ -43,7 +43,7 @@ def floor_decoder(result: Result) -> str:
     return min(result.floor, key=lambda kind: median(result.floor[kind]["decode"]["cpu_ms"]))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns aligned: the first to the left, all others to the right; a row of two cells is not cut."""
     full = [row for row in rows if len(row) != 2]
     widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))]
@@ -94,7 +94,7 @@ def _backends(result: Result) -> list[str]:
     rows += [(f"decoding alone, {kind}", *_rate(parts["decode"]), "", "") for kind, parts in result.floor.items()]
     rows.append(("floor", *_rate(floor), "100%", "100%"))
     return [
-        *_table(rows),
+        *table(rows),
         f"  Medians of {len(floor['cpu_ms'])} rounds in turn. Core ms is the CPU time of all threads: other processes "
         "hardly change it.",
         f"  Floor: {DECODERS[decoder]} with this loader's check of the markers (the fastest decoder here, by CPU",
@@ -113,7 +113,7 @@ def _stages(result: Result) -> list[str]:
     rows.append(("residual", f"{rest:+.3f}", f"{rest / whole:+.1%}"))
     rows.append((WHOLE, f"{whole:.3f}", "100.0%"))
     return [
-        *_table(rows),
+        *table(rows),
         "  Differences between runs that do one stage more each; other: drawing the parameters, solarize, invert, "
         "normalise.",
         "  Residual: what the whole, measured by itself, has more than the stages. Files were read from memory, where "
@@ -132,7 +132,7 @@ def _packed(packed: dict[str, Any], bytes_before: int) -> list[str]:
         row = (name, *_rate(entry), f"{size / 1e6:,.1f}")
         rows.append(row)
     return [
-        *_table(rows),
+        *table(rows),
         f"  Packed images are {faster:.2f} × as fast ({cheaper:.2f} × by CPU time); packing these took "
         f"{packed['pack_seconds']:.1f} s.",
     ]

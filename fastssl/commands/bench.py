@@ -1,4 +1,4 @@
-"""`fastssl bench data`: what this machine makes of a user's own files."""
+"""`fastssl bench data|METHOD`: what this machine makes of a user's own files, and how fast it trains on them."""
 
 from __future__ import annotations
 
@@ -71,10 +71,14 @@ def data_command(args: list[str]) -> int:
 
 
 def bench_command(args: list[str]) -> int:
-    what = take_word(args, tuple(SUBJECTS), "bench", "thing to measure")
-    return SUBJECTS[what](args)
+    from .. import recipes
+    from .bench_method import method_command
+
+    what = take_word(args, (DATA, *recipes.RECIPES), "bench", "thing to measure")
+    return data_command(args) if what == DATA else method_command(what, args)
 
 
-SUBJECTS = {"data": data_command}
+DATA = "data"
+"""The word for the data path alone, beside the methods."""
 
 COMMANDS = {"bench": bench_command}

@@ -43,6 +43,11 @@ class Feed:
         self._device, self._precision = device, precision
         self._view_device = torch.device("cpu") if config.loader.device == "cpu" else device
         self.renderer = resolve_renderer(config.loader.renderer, self._view_device)
+        prefetch = config.loader.prefetch
+        if prefetch is None:
+            prefetch = 0 if device.type == "cpu" else 2
+        self.prefetch = prefetch
+        """Batches made ahead of the step."""
         self._loader: ViewLoader | None = None
 
     def open(self, run_dir: Path) -> None:
@@ -50,9 +55,6 @@ class Feed:
         config = self._config
         # In the networks' form, unless they are still to be copied to a GPU.
         dtype, channels_last = self._form(self._view_device)
-        prefetch = config.loader.prefetch
-        if prefetch is None:
-            prefetch = 0 if self._device.type == "cpu" else 2
         self._loader = ViewLoader(
             self._source,
             config.augment,
@@ -63,7 +65,7 @@ class Feed:
             decoder=config.loader.decoder,
             renderer=self.renderer,
             threads=config.loader.threads,
-            prefetch=prefetch,
+            prefetch=self.prefetch,
             device=str(self._view_device),
             quarantine=run_dir / "quarantine.json",
             max_bad_fraction=config.loader.max_bad_fraction,

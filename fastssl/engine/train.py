@@ -119,6 +119,33 @@ def data_facts(source: Source) -> DataFacts:
     return DataFacts(len(source), int(labels.max()) + 1 if known and labels is not None else 0)
 
 
+def validate_share(config: Config, world: int) -> None:
+    """Raise `UserError` where a batch cannot be shared by so many processes."""
+    batch, micro = config.train.batch_size, config.train.micro_batch
+    if batch % world:
+        raise UserError(f"--train.batch-size {batch} must be a multiple of the {world} processes")
+    config.method.validate_ranks(world)
+    share = batch // world
+    if micro is not None and share > micro and share % micro == 1:
+        raise UserError(
+            f"--train.micro-batch {micro} leaves a single image of the {share} of a process to the last one, which "
+            "has no statistics for batch norm: choose another, best a divisor"
+        )
+
+
+def new_method(config: Config, facts: DataFacts, device: torch.device, backbone: nn.Module | None = None) -> Method:
+    """The untrained method of a run, around `backbone` if that is given, where and in the layout that it trains in."""
+    config.method.validate_data(facts, config.train.batch_size)
+    sizes = (*(view.size for view in config.augment.views), config.evaluate.size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        method = build_method(config.method, config.backbone, facts, network=backbone, sizes=sizes)
+    if config.train.checkpoint_activations:
+        checkpoint_activations(method.backbone)
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    return method.to(device).to(memory_format=layout)
+
+
 class _Run:
     """All that lives as long as one run."""
 
@@ -137,17 +164,7 @@ class _Run:
         self.device = ranks.device(resolve_device(config.train.device))
         self.precision = resolve_precision(config.train.precision, self.device)
         threads = set_threads(config.train, ranks.local_world)
-        if config.train.batch_size % ranks.world:
-            raise UserError(
-                f"--train.batch-size {config.train.batch_size} must be a multiple of the {ranks.world} processes"
-            )
-        config.method.validate_ranks(ranks.world)
-        micro, share = config.train.micro_batch, config.train.batch_size // ranks.world
-        if micro is not None and share > micro and share % micro == 1:
-            raise UserError(
-                f"--train.micro-batch {micro} leaves a single image of the {share} of a process to the last one, which "
-                "has no statistics for batch norm: choose another, best a divisor"
-            )
+        validate_share(config, ranks.world)
         self.train_source, self.val_source = rundir.open_data(config, source)
         self.masks = None if config.masks is None else Masks(config.masks, self.train_source)
         self.feed = Feed(config, self.train_source, self.masks, self.device, self.precision, ranks)
@@ -158,7 +175,7 @@ class _Run:
             )
         self.steps_per_epoch = steps_per_epoch(len(self.train_source), config.train.batch_size, config.loader.last)
         self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
-        self.method = self._build_method(backbone)
+        self.method = new_method(config, data_facts(self.train_source), self.device, backbone)
         self.parallel = Parallel(
             self.method, ranks, norm_ranks=config.train.norm_ranks, compress=config.train.compress_gradients
         )
@@ -198,19 +215,6 @@ class _Run:
             saved_step=self.step if state is not None else -1,
         )
         self.checkpoint_due = time.monotonic() + 60 * config.train.checkpoint_minutes
-
-    def _build_method(self, backbone: nn.Module | None) -> Method:
-        config = self.config
-        facts = data_facts(self.train_source)
-        config.method.validate_data(facts, config.train.batch_size)
-        sizes = (*(view.size for view in config.augment.views), config.evaluate.size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)
-            method = build_method(config.method, config.backbone, facts, network=backbone, sizes=sizes)
-        if config.train.checkpoint_activations:
-            checkpoint_activations(method.backbone)
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        return method.to(self.device).to(memory_format=layout)
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
