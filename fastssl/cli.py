@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown command {args[0]!r}: choose one of {', '.join(COMMANDS)}")
         module = importlib.import_module(f"fastssl.commands.{COMMANDS[args[0]]}")
         command: Callable[[list[str]], int] = module.COMMANDS[args[0]]
-        return command(args[1:])
+        code = command(args[1:])
+        sys.stdout.flush()  # what is left in the buffer, while a reader that is gone can still be told apart
+        return code
     except UserError as error:
         print(f"fastssl: error: {error}", file=sys.stderr)
         return 2
@@ -73,3 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever reads has enough, as in `fastssl recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 141

@@ -161,3 +161,16 @@ def test_a_command_line_run_from_pretrain_to_report(image_folder, tmp_path, caps
     code, out, _ = run("views", "simclr", "--recipe", "quick", "--data", str(image_folder), capsys=capsys)
     assert code == 0
     assert (tmp_path / "views.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("args", [["recipes"], ["recipes", "swav"]], ids=["more than a buffer", "less"])
+def test_a_reader_that_has_enough_ends_the_command_quietly(args):
+    """As in `fastssl recipes | head -1`: no traceback, and the code of a command that SIGPIPE ended."""
+    command = [sys.executable, "-m", "fastssl", *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        error = process.stderr.read()
+    assert process.returncode == 141
+    assert error == b""

@@ -16,14 +16,12 @@ import json
 import platform
 import statistics
 import time
-import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from fastssl.bench.memory import LiveBytes
 from fastssl.data.views import Views
 from fastssl.engine.step import train_step
 from fastssl.methods import METHODS, Method, StepState, build_method
@@ -38,40 +36,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "checkpointed": {"checkpoint": True},
     "both": {"micro_batch": MICRO, "checkpoint": True},
 }
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that were made within and are not freed yet, and the most there were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}
-
-    def own(self, tensors: Any) -> None:
-        """Storages that were there before."""
-        for tensor in tensors:
-            self._known[id(tensor.untyped_storage())] = weakref.ref(tensor.untyped_storage())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._known:
-            return
-
-        def freed(_: object) -> None:
-            self.now -= size
-            self._known.pop(key, None)
-
-        self._known[key] = weakref.ref(storage, freed)
-        self.now += size
-        self.peak = max(self.peak, self.now)
 
 
 class Subject:
@@ -94,8 +58,7 @@ class Subject:
 
     def watched_step(self) -> tuple[float, int]:
         """The first step's loss and its peak."""
-        with LiveBytes() as live:
-            live.own([*self.method.parameters(), *self.method.buffers(), *self.views.groups])
+        with LiveBytes([*self.method.parameters(), *self.method.buffers(), *self.views.groups]) as live:
             loss = self.step()
         return loss, live.peak
 
