@@ -40,8 +40,9 @@ class TrainConfig:
     """Keep only what enters each block of the backbone, and compute the rest again for the gradient, bit for bit."""
     max_steps: int | None = None
     """Stop after so many steps; the schedule then spans them."""
-    precision: Literal["auto", "fp32", "bf16"] = "bf16"
-    """Arithmetic of the networks; losses and weights are always fp32. auto: bf16 where the hardware computes it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "bf16"
+    """Arithmetic of the networks; losses and weights are always fp32. auto: bf16 where the hardware computes it. fp16
+    scales the loss and skips steps that overflow."""
     channels_last: bool = True
     """Memory layout of images and convolutions."""
     seed: int = 0

@@ -111,7 +111,7 @@ def _devices(record: dict[str, Any]) -> Iterator[Row]:
     for index, gpu in enumerate(record["gpus"]):
         native = tuple(int(part) for part in gpu["capability"].split(".")) >= (8, 0) or torch.version.hip is not None
         value = f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB, capability {gpu['capability']}"
-        advice = "" if native else "This GPU has no bf16 units: train with --train.precision fp32."
+        advice = "" if native else "This GPU has no bf16 units: train with --train.precision fp16 or fp32."
         yield Row("devices", f"GPU {index}", value, "ok" if native else "warn", advice)
     toolkit = f"torch is built for {'ROCm' if torch.version.hip else 'CUDA'} {record['cuda']}" if record["cuda"] else ""
     if record["gpus"]:

@@ -16,6 +16,7 @@ from ..data.order import steps_per_epoch
 from ..data.views import Views
 from ..engine.feed import Feed
 from ..engine.finite import Guard
+from ..engine.loss_scale import LossScale
 from ..engine.precision import Precision, autocast, view_form
 from ..engine.ranks import Parallel, Ranks
 from ..engine.step import train_step
@@ -51,7 +52,8 @@ class Training:
         train = config.train
         self.parallel = Parallel(self.method, ranks, norm_ranks=train.norm_ranks, compress=train.compress_gradients)
         self.optimizer = build_optimizer(self.method, config.optim)
-        self.guard = Guard(self.method, device, train.max_bad_steps)
+        self.guard = Guard(self.method, device, train.max_bad_steps, precision)
+        self.loss_scale = LossScale(self.method, self.optimizer) if precision == "fp16" else None
         self.timeline = Timeline(device)
         self._watched: Watched | None = None
 
@@ -87,6 +89,7 @@ class Training:
             parallel=self.parallel,
             micro_batch=micro_batch or self.config.train.micro_batch,
             guard=self.guard,
+            loss_scale=self.loss_scale,
         )
 
     def watched(self, images: int) -> AbstractContextManager[Watched]:

@@ -23,6 +23,8 @@ FORMAT = 1
 """Raised when the layout of a checkpoint changes."""
 
 KEYS = frozenset({"format", "config", "method", "optimizer", "step", "seconds", "wall", "results", "rng"})
+OPTIONAL = frozenset({"loss_scale"})
+"""Of runs in fp16."""
 
 
 def host_copy(value: Any) -> Any:
@@ -80,7 +82,7 @@ def load(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"checkpoint {path} was refused, nothing in it was executed: {reason}") from None
-    if not isinstance(state, dict) or state.keys() != KEYS:
+    if not isinstance(state, dict) or state.keys() - OPTIONAL != KEYS:
         raise UserError(f"checkpoint {path} was not written by fastssl: it does not hold a run's state")
     if state["format"] != FORMAT:
         raise UserError(f"checkpoint {path} has format {state['format']}, this version reads format {FORMAT}")

@@ -3,7 +3,7 @@
 On the CPU the loss and the gradients are looked at after the backward pass, before anything is updated; what the
 forward pass itself wrote (running statistics of batch norm, prototypes put back to unit length) is taken back. On a GPU
 that look would make the host wait in every step, so there only the loss is read, where it is read anyway: at the steps
-that are logged, and one that is not finite stops the run.
+that are logged, and one that is not finite stops the run. With fp16 overflows are expected: `loss_scale` skips them.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ class Guard:
         method: what is trained.
         device: where; anywhere but on the CPU every step is let through.
         most: skipped steps in a row at which the run stops.
+        precision: with "fp16" every step is let through too.
     """
 
-    def __init__(self, method: nn.Module, device: torch.device, most: int) -> None:
+    def __init__(self, method: nn.Module, device: torch.device, most: int, precision: str = "fp32") -> None:
         self.refused: str | None = None
         """What was not finite in the step just made; None: it was made as usual."""
         self.in_a_row = 0
         """Steps refused since the last one that was not."""
         self.most = most
-        self._method, self._active = method, device.type == "cpu"
+        self._method, self._active = method, device.type == "cpu" and precision != "fp16"
         self._written: list[Tensor] = [*method.parameters(), *method.buffers()]
         self._copies: list[Tensor] = []
         self._versions: dict[int, int] = {}

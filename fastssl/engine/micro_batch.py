@@ -36,6 +36,7 @@ def backward_in_micro_batches(
     precision: str,
     embed: Callable[[Views], Tensor] | None = None,
     unsynchronised: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    scale: Tensor | None = None,
 ) -> Losses:
     """Add the gradient of the loss of `views` to the parameters, `images` images at a time; the losses, detached.
 
@@ -43,6 +44,7 @@ def backward_in_micro_batches(
         embed: `method.embed`, or the module around it whose forward pass prepares the exchange of gradients between
             processes. It runs the passes with a graph.
         unsynchronised: a context for all of these but the last, in which gradients are only added up.
+        scale: a scalar that multiplies the gradient, from the loss on; the losses returned are not multiplied.
     """
     device = views.groups[0].device
     # Each part has an autocast of its own, which would else remember weights that were cast without a graph.
@@ -58,7 +60,8 @@ def backward_in_micro_batches(
         losses = method.loss_of(whole, targets, views, step)
     # Parameters that the loss itself reads (SwAV's prototypes) get their gradient from it, with the last micro-batch.
     direct = [p for p in method.parameters() if p.requires_grad]
-    gradient, *of_direct = torch.autograd.grad(losses.total, [whole, *direct], allow_unused=True)
+    total = losses.total if scale is None else losses.total * scale
+    gradient, *of_direct = torch.autograd.grad(total, [whole, *direct], allow_unused=True)
     last = [(p, g) for p, g in zip(direct, of_direct, strict=True) if g is not None]
     gradients = gradient.reshape(embedded.shape).split(images, 1)
     with frozen_statistics(method):

@@ -11,7 +11,7 @@ import torch
 from ..config import TrainConfig
 from ..errors import UserError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -24,7 +24,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
-def resolve_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+def resolve_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
     """auto: bf16 where the hardware multiplies it, fp32 elsewhere (emulated bf16 is several times slower)."""
     if name != "auto":
         return name
@@ -59,4 +59,4 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """Lower precision for the networks; losses leave it by themselves."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16)

@@ -7,6 +7,7 @@ import torch
 from ..data.views import Views
 from ..methods import Losses, Method, StepState
 from .finite import Guard
+from .loss_scale import LossScale
 from .micro_batch import backward_in_micro_batches
 from .precision import autocast
 from .ranks import Parallel
@@ -23,17 +24,21 @@ def train_step(
     parallel: Parallel | None = None,
     micro_batch: int | None = None,
     guard: Guard | None = None,
+    loss_scale: LossScale | None = None,
 ) -> Losses:
     """Forward, backward and, unless `guard` refuses, update. Reads nothing back from a GPU.
 
     parallel: takes the place of the method where processes share the work.
     micro_batch: images that pass through the networks at a time, for the same loss and gradient; None for all.
+    loss_scale: of fp16: where gradients overflow the update leaves everything as it was.
     """
     parallel = parallel or Parallel(method)
     for group in optimizer.param_groups:
         group["lr"] = lr
     if guard is not None:
         guard.remember()
+    if loss_scale is not None:
+        loss_scale.remember()
     optimizer.zero_grad(set_to_none=True)
     if micro_batch is not None and micro_batch < views.batch_size:
         losses = backward_in_micro_batches(
@@ -44,14 +49,20 @@ def train_step(
             precision=precision,
             embed=parallel.embed,
             unsynchronised=parallel.unsynchronised,
+            scale=None if loss_scale is None else loss_scale.scale,
         )
     else:
         with autocast(views.groups[0].device, precision):
             losses = parallel(views, state)
-        losses.total.backward()
+        (losses.total if loss_scale is None else losses.total * loss_scale.scale).backward()
     method.after_backward(state)
     if guard is not None and guard.refuses(losses):
         return losses
-    optimizer.step()
-    method.after_step(state)
+    if loss_scale is None:
+        optimizer.step()
+        method.after_step(state)
+    else:
+        loss_scale.step(losses)
+        method.after_step(state)
+        loss_scale.settle()
     return losses

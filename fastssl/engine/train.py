@@ -32,6 +32,7 @@ from .checkpoints import Checkpoints
 from .evaluation import Evaluator, Features
 from .feed import Feed
 from .finite import FILE, Guard, NotFinite, stop
+from .loss_scale import LEAST, LossScale
 from .monitor import Clock, Display, Metrics, Row
 from .precision import autocast, resolve_device, resolve_precision, set_threads
 from .ranks import Parallel, Ranks, joined
@@ -180,6 +181,7 @@ class _Run:
             self.method, ranks, norm_ranks=config.train.norm_ranks, compress=config.train.compress_gradients
         )
         self.optimizer = build_optimizer(self.method, config.optim)
+        self.loss_scale = LossScale(self.method, self.optimizer) if self.precision == "fp16" else None
         self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.results: dict[str, Any] = {}
         if new:
@@ -205,7 +207,7 @@ class _Run:
         if wanted and Evaluator.possible(self.train_source, self.val_source):
             self.evaluator = Evaluator(self.train_source, self.val_source, config, self.device, self.precision, ranks)
         self.signal = self.agreed_signal = 0
-        self.guard = Guard(self.method, self.device, config.train.max_bad_steps)
+        self.guard = Guard(self.method, self.device, config.train.max_bad_steps, self.precision)
         self.watchdog = Watchdog(config.train.stall_minutes)
         self.torn = False  # between a step's begin and its end the state is neither the old nor the new one
         self.checkpoints = Checkpoints(
@@ -222,6 +224,13 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"the checkpoint does not fit config.yaml: {str(error).splitlines()[0]}") from None
+        if self.loss_scale is not None:
+            if "loss_scale" not in state:
+                raise UserError(
+                    "the checkpoint has no loss scale, so it is not of a run with --train.precision fp16: "
+                    "resume it with the precision that it was started with"
+                )
+            self.loss_scale.load_state_dict(state["loss_scale"])
         self.step, self.seconds, self.results = state["step"], state["seconds"], state["results"]
         self.started -= state["wall"]
         torch.set_rng_state(state["rng"])
@@ -326,6 +335,7 @@ class _Run:
             parallel=self.parallel,
             micro_batch=config.train.micro_batch,
             guard=self.guard,
+            loss_scale=self.loss_scale,
         )
         self.step += 1
         self.torn = False
@@ -335,7 +345,17 @@ class _Run:
         if self.step % config.monitor.log_steps and self.step != self.total_steps:
             self.seconds += clock.lap()
             return None
+        if self.loss_scale is not None:
+            losses.metrics.update(self.loss_scale.metrics())
         loss, metrics = self._read(losses)  # the only host synchronisation, every `log_steps`
+        if self.loss_scale is not None:
+            self.results["skipped_steps"] = int(metrics["skipped_steps"])
+            if metrics["loss_scale"] < LEAST:
+                raise self._diverged("gradient at any loss scale", batch, losses, lr)
+            if not math.isfinite(loss):  # of a step that changed nothing
+                self.seconds += clock.lap()
+                self.display.say(f"step {self.step} is skipped, its loss is not finite")
+                return None
         if not math.isfinite(loss):
             raise self._diverged("loss", batch, losses, lr)
         self.seconds += clock.lap()
@@ -503,6 +523,8 @@ class _Run:
             "results": self.results,
             "rng": torch.get_rng_state(),
         }
+        if self.loss_scale is not None:
+            state["loss_scale"] = self.loss_scale.state_dict()
         if not best:
             self.checkpoint_due = time.monotonic() + 60 * self.config.train.checkpoint_minutes
         self.checkpoints.write(state, best=best)

@@ -23,7 +23,10 @@ class Conv2d(nn.Conv2d):
         super().__init__(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        bf16 = torch.is_autocast_enabled("cpu") or input.dtype == self.weight.dtype == torch.bfloat16
+        if torch.is_autocast_enabled("cpu"):
+            bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
+        else:
+            bf16 = input.dtype == self.weight.dtype == torch.bfloat16
         if not (input.is_cpu and bf16 and self.weight.requires_grad and self._positions(input) <= LARGEST_MAP):
             return super().forward(input)
         stride, padding = int(self.stride[0]), int(self.padding[0])

@@ -62,6 +62,14 @@ def test_small_maps_take_the_patches_and_large_ones_do_not():
     assert "Convolution" in type(conv(torch.randn(2, 8, 4, 4)).grad_fn).__name__, "fp32 stays with torch"
 
 
+def test_fp16_stays_with_torch():
+    conv = Conv2d(8, 8, 3)
+    with torch.autocast("cpu", torch.float16):
+        y = conv(torch.randn(2, 8, 4, 4))
+    assert y.dtype == torch.float16
+    assert "Convolution" in type(y.grad_fn).__name__
+
+
 def test_no_images():
     conv = Conv2d(8, 8, 3)
     with torch.autocast("cpu", torch.bfloat16):
