@@ -41,6 +41,8 @@ class MoCoV2Config(MethodConfig):
     """Keys in the queue; at least a batch."""
     momentum: float = 0.999
     """Weight of the key network's past."""
+    head_norm: bool = False
+    """Batch norm after every layer of the projector, as in version 3; none in versions 1 and 2. One group only."""
     norm_groups: int = 8
     """Groups of the global batch with batch-norm statistics of their own; more than 1 shuffles the keys over them."""
 
@@ -51,6 +53,11 @@ class MoCoV2Config(MethodConfig):
             raise UserError("--method.layers, --method.out, --method.queue and --method.norm-groups must be at least 1")
         if not 0 <= self.momentum <= 1:
             raise UserError(f"--method.momentum must be in [0, 1], got {self.momentum}")
+        if self.head_norm and self.norm_groups > 1:
+            raise UserError(
+                f"--method.head-norm takes its statistics from the whole batch, so --method.norm-groups must be 1, got "
+                f"{self.norm_groups}"
+            )
         if counts[0] < 2:
             raise UserError(f"moco needs at least two views in the recipe's first size, got {counts[0]}")
 
@@ -94,7 +101,8 @@ class MoCo(Method):
         self.config = config
         self.backbone = backbone
         widths = [width] * config.layers + [config.out]
-        self.projector = mlp_head(widths, hidden_bias=True, hidden_norm=False, last_norm=False)
+        norm = config.head_norm
+        self.projector = mlp_head(widths, hidden_bias=not norm, hidden_norm=norm, last_norm=norm)
         self.key_backbone = target_copy(self.backbone, fresh=False)
         self.key_projector = target_copy(self.projector, fresh=False)
         self.queue = Queue(config.queue, config.out, dtype=torch.float32)

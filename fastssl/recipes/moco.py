@@ -53,10 +53,22 @@ _SMALL_V1 = MoCoV1Config(temperature=0.1, layers=1, out=128, queue=4096, momentu
 V1_CIFAR10_SMALL = replace(V2_CIFAR10_SMALL, method=_SMALL_V1)
 """Ours, for two CPU cores, with version 1's linear projector."""
 
-V2_QUICK = replace(simclr.QUICK, method=replace(_SMALL, out=64, queue=2048, temperature=0.2))
-"""Ours, for the built-in shapes, with SimCLR's views for them."""
-V1_QUICK = replace(simclr.QUICK, method=replace(_SMALL_V1, out=64, queue=2048, temperature=0.2))
-"""Ours, for the built-in shapes, with SimCLR's views for them."""
+V2_QUICK = replace(
+    simclr.QUICK,
+    method=replace(_SMALL, out=64, queue=512, temperature=1.5, momentum=0.95, head_norm=True, norm_groups=1),
+    augment=replace(simclr.QUICK.augment, views=(replace(simclr.QUICK.augment.views[0], grayscale=1.0),)),
+    train=replace(simclr.QUICK.train, epochs=90),
+)
+"""Ours, for the built-in shapes, with SimCLR's views for them, all gray: kNN 53 %, from 22 % of the untrained network.
+
+Before training two views have so little in common that other things are easier to learn. Without norms in the projector
+the keys' mean drifts, and a query tells new keys from the queue's old ones by it; at a temperature of 0.2 it flees the
+old keys faster than it finds its own. Hence the norms, a queue of two batches and the high temperature."""
+V1_QUICK = replace(
+    V2_QUICK,
+    method=replace(_SMALL_V1, out=64, queue=512, temperature=1.5, momentum=0.95, head_norm=True, norm_groups=1),
+)
+"""The same with version 1's linear projector; not tuned for it."""
 
 V1_RECIPES: dict[str, Config] = {c.recipe: c for c in (V1_IMAGENET_200EP, V1_CIFAR10_SMALL, V1_QUICK)}
 V2_RECIPES: dict[str, Config] = {

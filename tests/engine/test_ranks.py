@@ -36,7 +36,7 @@ def config_of(name):
     """The quick recipe with two large and one small crop, queues that are used, and no more than a batch needs."""
     config = recipes.get(name, "quick").method
     changes = {"queue": 32, "queue_epoch": 0.0, "prototypes": 12, "freeze_steps": 1, "hidden": 24, "negatives": 5}
-    changes |= {"norm_groups": 4}
+    changes |= {"norm_groups": 4, "head_norm": False}
     known = {key: value for key, value in changes.items() if getattr(config, key, None)}
     if name == "swav":
         known |= {"queue": 32, "queue_epoch": 0.0}

@@ -94,6 +94,15 @@ def test_projectors_are_the_papers():
     assert [type(m).__name__ for m in two] == ["Linear", "ReLU", "Linear"]
 
 
+def test_a_projector_with_norms_is_centred_after_every_layer():
+    """Then two networks cannot tell each other's rows by a mean that drifts."""
+    method = MoCo(MoCoV2Config(queue=8, norm_groups=1, head_norm=True), Tiny(), 16)
+    assert [type(m).__name__ for m in method.projector] == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    assert method.shares_norm
+    rows = method.projector(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)) + 100)
+    torch.testing.assert_close(rows.mean(0), torch.zeros(128), atol=1e-5, rtol=0)
+
+
 def test_saved_and_loaded():
     same_after_saving(make)
 
@@ -108,6 +117,7 @@ def test_saved_and_loaded():
         (MoCoV2Config(queue=255), (2,), 256, "queue 255 must hold a batch of 256"),
         (MoCoV2Config(norm_groups=3), (2,), 256, "multiple"),
         (MoCoV2Config(norm_groups=8), (2,), 8, "two images a group"),
+        (MoCoV2Config(head_norm=True), (2,), 256, "norm-groups must be 1, got 8"),
     ],
 )
 def test_impossible_constants(config, counts, batch, word):

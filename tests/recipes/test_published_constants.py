@@ -75,7 +75,7 @@ def test_moco_views():
 
 
 def test_moco_constants():
-    shared = {"out": 128, "queue": 65536, "momentum": 0.999, "norm_groups": 8}
+    shared = {"out": 128, "queue": 65536, "momentum": 0.999, "head_norm": False, "norm_groups": 8}
     assert dataclasses.asdict(recipes.mocov1().method) == {"temperature": 0.07, "layers": 1, **shared}
     assert dataclasses.asdict(recipes.mocov2().method) == {"temperature": 0.2, "layers": 2, **shared}
     for config in (recipes.mocov1(), recipes.mocov2()):
