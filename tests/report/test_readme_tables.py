@@ -1,0 +1,68 @@
+"""The README's tables of figures are what the records say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "benchmarks" / "records"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def records(tmp_path):
+    return Path(shutil.copytree(RECORDS, tmp_path / "records"))
+
+
+def test_the_readme_is_current(script):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert script.filled(text, script.tables(RECORDS)) == text
+
+
+def test_a_ratio_is_one_of_medians(script, records):
+    """Made samples: ours 1, 2 and 9 seconds, theirs 3, 8 and 8, so 8 / 2."""
+    file = records / script.KERNELS / "sinkhorn.json"
+    file.write_text(json.dumps({"seconds": {"fastssl": [9.0, 1.0, 2.0], "lightly": [3.0, 8.0, 8.0]}}))
+    assert "| Sinkhorn 4096 × 3000 | lightly | 4.0 × |" in script.kernels(records)
+
+
+def test_a_share_of_the_floor_is_one_of_medians(script, records):
+    file = records / script.VIEWS_OF / "swav.json"
+    samples = {"native": [1.0, 300.0, 400.0], "floor": [600.0], "lightly": [50.0], "dali graph": [100.0]}
+    file.write_text(json.dumps({"images_per_second": samples}))
+    assert "| **300** | 50 (6.0 ×) | 100 (3.0 ×) | 600 (50 %) |" in script.views(records)
+
+
+def test_another_sample_is_another_readme(script, records):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    file = records / script.RUNS["built-in shapes, `quick`"] / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "trained_knn": 0.5}))
+    changed = script.filled(text, script.tables(records))
+    assert changed != text
+    assert "**50.0 %**" in changed
+
+
+def test_what_is_missing_is_named(script, records):
+    (records / script.KERNELS / "lars.json").unlink()
+    with pytest.raises(script.Missing, match=r"kernels-cpu has no lars\.json"):
+        script.tables(records)
+    file = records / script.KERNELS / "sinkhorn.json"
+    file.write_text(json.dumps({"seconds": {"fastssl": [1.0]}}))
+    with pytest.raises(script.Missing, match=r"no samples of 'lightly' in sinkhorn\.json"):
+        script.tables(records)
+    with pytest.raises(script.Missing, match="markers of the table 'runs'"):
+        script.filled("a README without tables", script.tables(RECORDS))
