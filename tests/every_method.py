@@ -13,8 +13,8 @@ IMAGES, CLASSES = 48, 3
 SMALL = {
     "simclr": {"hidden": 16, "out": 8},
     "simclrv2": {"hidden": 16, "out": 8},
-    "mocov1": {"out": 8, "queue": 28, "norm_groups": 4},
-    "mocov2": {"out": 8, "queue": 28, "norm_groups": 4},
+    "mocov1": {"out": 8, "queue": 28, "norm_groups": 4, "head_norm": False},
+    "mocov2": {"out": 8, "queue": 28, "norm_groups": 4, "head_norm": False},
     "byol": {"hidden": 16, "out": 8},
     "swav": {"hidden": 16, "out": 8, "prototypes": 6, "freeze_steps": 1, "queue": 12, "queue_epoch": 0.0},
     "deepclusterv2": {"hidden": 16, "out": 8, "prototypes": 6, "heads": 2},
