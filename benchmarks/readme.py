@@ -24,6 +24,8 @@ RUNS = {
     "CIFAR-10 (JPEG q75), `cifar10-small`": "2026-11-22_2core-intel-xeon_cifar10-simclr",
 }
 """Title of a row, and the record of a run."""
+FIGURES = ("raw_pixel_knn", "random_knn", "trained_knn", "linear_probe", "images_per_second", "training_seconds")
+"""Of a run's summary."""
 ON_THE_WAY = 7.5
 """Minutes: where a run measured kNN before, and took longer, the row says what it was by then."""
 
@@ -49,14 +51,14 @@ COMPARISONS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
     ("Sinkhorn 4096 × 3000", "lightly", [(f"{KERNELS}/sinkhorn", "fastssl", "lightly")]),
     ("SwAV's loss with gradients", "lightly", [(f"{KERNELS}/swapped", "fastssl", "lightly")]),
     (
-        "LARS on ResNet-50",
+        "LARS, variant C, on ResNet-50",
         "lightly / timm",
-        [(f"{KERNELS}/lars", "fastssl A", "lightly"), (f"{KERNELS}/lars", "fastssl A", "timm")],
+        [(f"{KERNELS}/lars", "fastssl C", "lightly"), (f"{KERNELS}/lars", "fastssl C", "timm")],
     ),
     (
-        "EMA on ResNet-50, AMD EPYC",
+        "EMA on ResNet-50: Intel Xeon / AMD EPYC",
         "torch's foreach call, which it is, behind checks",
-        [(f"{EMA}/ema", "fastssl", "torch _foreach_lerp_")],
+        [(f"{folder}/ema", "fastssl", "torch _foreach_lerp_") for folder in (KERNELS, EMA)],
     ),
 ]
 """Title, peer, and per ratio: the file of samples, our subject in it, theirs."""
@@ -108,7 +110,7 @@ def tables(records: Path) -> dict[str, str]:
 def runs(records: Path) -> str:
     rows = ["| what | kNN: raw pixels → random network → trained | linear probe | images/s | training |"]
     for title, folder in RUNS.items():
-        end = read(records / folder / "summary.json")
+        end = read(records / folder / "summary.json", *FIGURES)
         knn = " → ".join(
             f"{100 * end[key]:.1f}" if key != "trained_knn" else f"**{100 * end[key]:.1f} %**"
             for key in ("raw_pixel_knn", "random_knn", "trained_knn")
@@ -140,7 +142,7 @@ def kernels(records: Path) -> str:
         ratios = []
         for name, ours, theirs in pairs:
             file = records / f"{name}.json"
-            samples = read(file)["seconds"]
+            samples = read(file, "seconds")["seconds"]
             ratios.append(of(samples, theirs, file) / of(samples, ours, file))
         # A ratio within its samples' spread of 1 deserves a second digit.
         rows.append(f"| {title} | {peer} | {' / '.join(f'{r:.2f} ×' if r < 1.1 else f'{r:.1f} ×' for r in ratios)} |")
@@ -151,7 +153,7 @@ def views(records: Path) -> str:
     rows = ["| views | native renderer | lightly's transforms, two workers | DALI's operators in one graph | floor |"]
     for title, name in VIEWS.items():
         file = records / VIEWS_OF / f"{name}.json"
-        samples = read(file)["images_per_second"]
+        samples = read(file, "images_per_second")["images_per_second"]
         ours, floor = of(samples, "native", file), of(samples, "floor", file)
         peers = [
             f"{of(samples, peer, file):.0f} ({ours / of(samples, peer, file):.1f} ×)"
@@ -165,11 +167,18 @@ def views(records: Path) -> str:
     return markdown(rows)
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path, *keys: str) -> dict[str, Any]:
+    """What a file of a record holds, `keys` among it."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise Missing(f"the record {file.parent.name} has no {file.name}") from None
+    except json.JSONDecodeError as error:
+        raise Missing(f"{file.name} of the record {file.parent.name} is not JSON: {error}") from None
+    for key in keys:
+        if key not in found:
+            raise Missing(f"{file.name} of the record {file.parent.name} lacks {key!r}")
+    return found
 
 
 def of(samples: dict[str, list[float]], subject: str, file: Path) -> float:

@@ -66,3 +66,10 @@ def test_what_is_missing_is_named(script, records):
         script.tables(records)
     with pytest.raises(script.Missing, match="markers of the table 'runs'"):
         script.filled("a README without tables", script.tables(RECORDS))
+
+
+@pytest.mark.parametrize(("text", "said"), [("{}", "lacks 'raw_pixel_knn'"), ("{", "is not JSON")])
+def test_a_damaged_record_is_one_sentence(script, records, text, said):
+    (records / script.RUNS["built-in shapes, `quick`"] / "summary.json").write_text(text)
+    with pytest.raises(script.Missing, match=rf"summary\.json of the record 2026-11-22_\S+_quick {said}"):
+        script.tables(records)
