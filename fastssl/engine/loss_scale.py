@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fastssl_kernels import LARS
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..methods import Losses
+from ..optim import LARS
 
 START, GROWTH, BACKOFF, INTERVAL = 2.0**16, 2.0, 0.5, 2000
 """Those of `torch.amp.GradScaler`."""

@@ -1,6 +1,6 @@
 """Optimizers and schedules, as data."""
 
-from .build import OptimConfig, build_optimizer
+from .build import LARS, OptimConfig, build_optimizer
 from .schedules import cosine_with_warmup
 
-__all__ = ["OptimConfig", "build_optimizer", "cosine_with_warmup"]
+__all__ = ["LARS", "OptimConfig", "build_optimizer", "cosine_with_warmup"]

@@ -162,7 +162,7 @@ def test_a_checkpoint_has_the_bytes_of_state_and_momenta(optimizer):
 
 def test_queues_and_memories_are_in_the_state():
     with_queue = replace(SMALL, method=recipes.get("mocov2", "quick").method)
-    longer = replace(with_queue, method=replace(with_queue.method, queue=2048 + 1000))
+    longer = replace(with_queue, method=replace(with_queue.method, queue=with_queue.method.queue + 1000))
     short, long = (networks(config, images=1000).state for config in (with_queue, longer))
     assert long - short == 1000 * 64 * 4
     clustering = replace(SMALL, method=replace(recipes.get("deepclusterv2", "quick").method, assign=2, heads=3, out=64))
