@@ -20,7 +20,10 @@ ALLOWED = {
     "recipes": {"recipes", "config", "data.views", "methods", "models", "optim", "errors"},
     "doctor": {"report", "data", "errors"},
     "bench": {"bench", "engine", "config", "data", "methods", "models", "optim", "report", "errors"},
-    "plan": {"plan", "recipes", "config", "data.views", "data.order", "methods", "models", "errors", "fastssl_kernels"},
+    "plan": {
+        *("plan", "recipes", "config", "data.views", "data.order", "methods", "models", "report", "errors"),
+        "fastssl_kernels",
+    },
     "saliency": {"saliency", "data", "models", "report", "errors"},
     "engine": {"engine", "config", "data", "methods", "models", "optim", "evaluate", "report", "errors"},
     "commands": {"commands", "engine", "saliency", "recipes", "config", "data", "doctor", "bench", "plan", "errors"},

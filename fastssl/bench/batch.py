@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .. import config as configuration
 from ..config import Config
-from ..engine.train import validate_share
+from ..engine.build import validate_share
 from ..errors import UserError
 from ..methods import DataFacts
 

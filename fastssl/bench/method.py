@@ -29,10 +29,10 @@ from ..data.masks import Masks
 from ..data.order import steps_per_epoch
 from ..data.views import Views
 from ..engine import rundir
+from ..engine.build import data_facts
 from ..engine.feed import Feed
 from ..engine.precision import Precision, resolve_device, resolve_precision, set_threads
 from ..engine.ranks import Ranks, joined
-from ..engine.train import data_facts
 from ..errors import UserError
 from ..methods import METHODS, DataFacts, Method
 from ..report.environment import environment, usable_cores
@@ -318,8 +318,8 @@ class _Bench:
         views, plain = training.views(share), yardstick.views(share * self.config.augment.counts[0])
         result.supervised_batch_size = plain.batch_size * world
         with self._supply() as supply, training.watched(share), yardstick.watched(plain.batch_size):
-            for loader in (training, yardstick):
-                loader.timed(views if loader is training else plain)
+            training.timed(views)
+            yardstick.timed(plain)
             begin = time.perf_counter()
             self._round(Result({}, {}), supply, training, views, yardstick, plain)  # a first one for nothing
             first = time.perf_counter() - begin

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..report.text import table
 from .figures import NAMES, Figures, figures
 from .method import Result
 from .verdict import advice, verdict
-from .words import table
 
 SHOWN = 0.5e-4
 """Seconds: a part that always takes less is left out of the table. (A method without targets is asked for them.)"""

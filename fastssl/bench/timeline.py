@@ -59,11 +59,11 @@ class Timeline:
             torch.cuda.synchronize(self._device)
         steps: list[Reading] = []
         step: Reading = {}
-        for (part, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+        for (part, begin), (following, end) in zip(self._marks, self._marks[1:], strict=False):
             if part is None:
                 continue
             step[part] = step.get(part, 0.0) + self._between(begin, end)
-            if _ is None:
+            if following is None:
                 steps.append({**step, WHOLE: sum(step.values())})
                 step = {}
         self._marks.clear()

@@ -14,13 +14,13 @@ from ..config import Config
 from ..data import Batch
 from ..data.order import steps_per_epoch
 from ..data.views import Views
+from ..engine.build import new_method
 from ..engine.feed import Feed
 from ..engine.finite import Guard
 from ..engine.loss_scale import LossScale
 from ..engine.precision import Precision, autocast, view_form
 from ..engine.ranks import Parallel, Ranks
 from ..engine.step import train_step
-from ..engine.train import new_method
 from ..methods import DataFacts, Losses, StepState
 from ..methods.supervised import SupervisedConfig
 from ..optim import OptimConfig, build_optimizer

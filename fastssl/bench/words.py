@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..report.text import count, table
 from .data import Result
 from .stages import STAGES, WHOLE
 
@@ -43,34 +43,18 @@ def floor_decoder(result: Result) -> str:
     return min(result.floor, key=lambda kind: median(result.floor[kind]["decode"]["cpu_ms"]))
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns aligned: the first to the left, all others to the right; a row of two cells is not cut."""
-    full = [row for row in rows if len(row) != 2]
-    widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))]
-    widths[0] = max(len(row[0]) for row in rows)
-    lines = []
-    for first, *rest in rows:
-        cells = rest if len(rest) == 1 else [cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join(["", first.ljust(widths[0]), *cells]).rstrip())
-    return lines
-
-
 def _rate(entry: dict[str, Any]) -> tuple[str, str, str]:
     """Median and spread of images a second, and the median CPU time of an image."""
     values = entry["images_per_second"]
     return f"{median(values):,.1f}", f"{min(values):,.1f} – {max(values):,.1f}", f"{median(entry['cpu_ms']):.2f}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + "s" * (number != 1)
-
-
 def _measured(result: Result, recipe: str) -> list[str]:
     images, bad = result.images, result.images["unreadable"]
     views = " + ".join(f"{view['count']} × {view['size']}" for view in result.views)
     lines = [
-        f"{recipe}: views of {views} pixels, {_count(result.threads, 'thread')} on "
-        f"{_count(result.usable_cores, 'core')}, batches of {result.batch_size}, decoder {result.decoder}",
+        f"{recipe}: views of {views} pixels, {count(result.threads, 'thread')} on "
+        f"{count(result.usable_cores, 'core')}, batches of {result.batch_size}, decoder {result.decoder}",
         f"{images['measured']:,} of {images['total']:,} images, {images['bytes'] / 1e6:,.1f} MB, median "
         f"{images['width']} × {images['height']} pixels; {len(bad)} unreadable, left out",
     ]
@@ -151,7 +135,7 @@ def _verdict(result: Result, need: float | None) -> list[str]:
     name = fastest(result)
     rate = median(result.backends[name]["images_per_second"])
     a_core = rate / result.threads
-    threads = _count(result.threads, "thread")
+    threads = count(result.threads, "thread")
     lines = [f"{name} is the fastest: {rate:,.0f} images/s with {threads}, {a_core:,.0f} a thread."]
     busy = rate * median(result.backends[name]["cpu_ms"]) / 1e3 / result.threads
     if result.backends[name]["device"] == "cpu" and busy < BUSY:
@@ -168,12 +152,12 @@ def _verdict(result: Result, need: float | None) -> list[str]:
 def _needed(need: float, rate: float, a_core: float, result: Result) -> str:
     cores = math.ceil(need / a_core)
     if rate >= need:
-        return f"A model that trains at {need:,g} images/s is fed: {_count(cores, 'such core')} would do."
+        return f"A model that trains at {need:,g} images/s is fed: {count(cores, 'such core')} would do."
     if result.packed is not None:
         less = f", or {math.ceil(need / a_core / gain(result.packed))} with packed images"
     else:
         less = ""
-    return f"A model that trains at {need:,g} images/s would wait: it needs {_count(cores, 'such core')}{less}."
+    return f"A model that trains at {need:,g} images/s would wait: it needs {count(cores, 'such core')}{less}."
 
 
 def _advice(result: Result) -> list[str]:

@@ -22,12 +22,13 @@ from ..data.masks import Masks
 from ..data.order import steps_per_epoch
 from ..data.views import Views
 from ..errors import UserError
-from ..methods import DataFacts, Losses, Method, StepState, build_method
+from ..methods import Losses, StepState
 from ..methods.collapse import rankme
-from ..models import checkpoint_activations, module_config
+from ..models import module_config
 from ..optim import build_optimizer
 from ..report.environment import environment
 from . import checkpoints, contact, report, rundir
+from .build import data_facts, new_method, validate_share
 from .checkpoints import Checkpoints
 from .evaluation import Evaluator, Features
 from .feed import Feed
@@ -111,40 +112,6 @@ def _state_of(run_dir: Path, ranks: Ranks) -> dict[str, Any] | None:
 
     ranks.once(read)
     return state if ranks.first else checkpoints.newest(run_dir)
-
-
-def data_facts(source: Source) -> DataFacts:
-    """What a method may know of `source`; classes are 0 where an image has no label."""
-    labels = source.labels
-    known = labels is not None and len(labels) > 0 and labels.min() >= 0
-    return DataFacts(len(source), int(labels.max()) + 1 if known and labels is not None else 0)
-
-
-def validate_share(config: Config, world: int) -> None:
-    """Raise `UserError` where a batch cannot be shared by so many processes."""
-    batch, micro = config.train.batch_size, config.train.micro_batch
-    if batch % world:
-        raise UserError(f"--train.batch-size {batch} must be a multiple of the {world} processes")
-    config.method.validate_ranks(world)
-    share = batch // world
-    if micro is not None and share > micro and share % micro == 1:
-        raise UserError(
-            f"--train.micro-batch {micro} leaves a single image of the {share} of a process to the last one, which "
-            "has no statistics for batch norm: choose another, best a divisor"
-        )
-
-
-def new_method(config: Config, facts: DataFacts, device: torch.device, backbone: nn.Module | None = None) -> Method:
-    """The untrained method of a run, around `backbone` if that is given, where and in the layout that it trains in."""
-    config.method.validate_data(facts, config.train.batch_size)
-    sizes = (*(view.size for view in config.augment.views), config.evaluate.size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        method = build_method(config.method, config.backbone, facts, network=backbone, sizes=sizes)
-    if config.train.checkpoint_activations:
-        checkpoint_activations(method.backbone)
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    return method.to(device).to(memory_format=layout)
 
 
 class _Run:

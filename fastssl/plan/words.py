@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..report.text import count, table
 from .chips import EFFICIENCY
 from .formulas import number, size_formulas, time_formulas
 from .predict import Impossible, Plan, Prediction
@@ -48,7 +49,7 @@ def _one(plan: Plan, asked: Prediction) -> list[str]:
     cores = f"{asked.cores:,.1f} a GPU, {asked.cores * asked.gpus:,.0f} in all"
     disk = asked.images_per_second * site.image_bytes / 1e9
     rows = [
-        (f"on {_count(asked.gpus, 'GPU')}", "predicted"),
+        (f"on {count(asked.gpus, 'GPU')}", "predicted"),
         ("images/s", f"{asked.images_per_second:,.0f}, {asked.images_per_second / asked.gpus:,.0f} a GPU"),
         ("hours", f"{number(asked.hours)}, {number(asked.hours * asked.gpus)} GPU hours"),
         ("memory a GPU", f"{asked.memory / 1e9:,.1f} of {site.machine.chip.memory:g} GB, {_together(asked)}"),
@@ -58,7 +59,7 @@ def _one(plan: Plan, asked: Prediction) -> list[str]:
         ("communication", f"{asked.communication_share:.1%} of the step"),
         ("checkpoint", f"{number(plan.checkpoint / 1e9)} GB in {number(plan.checkpoint_seconds)} s"),
     ]
-    lines = _table(rows)
+    lines = table(rows)
     if asked.bound != "GPUs":
         lines.append(f"  The {asked.bound} set the pace: GPUs alone would do {_alone(plan, asked):,.0f} images/s.")
     return lines
@@ -75,7 +76,7 @@ def _scaling(plan: Plan, scaling: Sequence[Prediction | Impossible]) -> list[str
         cells = (images, f"{entry.images_per_second:,.0f}", number(entry.hours), number(entry.hours * entry.gpus))
         more = (f"{entry.memory / 1e9:,.1f}", f"{entry.communication_share:.1%}", f"{entry.cores * entry.gpus:,.0f}")
         rows.append((f"{entry.gpus:,}", *cells, *more))
-    lines = _table(rows)
+    lines = table(rows)
     if any(isinstance(entry, Prediction) and entry.micro_batch for entry in scaling):
         lines.append('  "512 by 256": 512 images a GPU that pass 256 at a time, with --train.micro-batch 256.')
     for bound in ("cores", "disk"):
@@ -103,7 +104,7 @@ def _supervised(compared: Sequence[Compared]) -> list[str]:
     beyond = [f"{_named(c.row)} ({c.ratio:.2f})" for c in compared if abs(c.ratio - 1) > WITHIN]
     inside = len(compared) - len(beyond)
     return [
-        *_table(rows),
+        *table(rows),
         "  Published: NVIDIA DeepLearningExamples, ResNet-50 v1.5, PyTorch, training performance.",
         f"  Predicted: the rooflines of all operations / {EFFICIENCY:g}, an efficiency fitted on {_named(CALIBRATION)}",
         "  alone. Rows that are not AMP keep their images channels-first, so that TF32's convolutions turn them.",
@@ -123,7 +124,7 @@ def _self_supervised(implied: Sequence[Implied]) -> list[str]:
         name, rate = f"{row.method} {row.recipe} {row.gpu} {kind}", f"{row.images_per_second / row.gpus:,.0f}"
         rows.append((name, f"{row.gpus}", row.said, rate, f"{entry.multiple:.2f}", *shares))
     return [
-        *_table(rows),
+        *table(rows),
         "  Efficiencies that the published times imply. Multiple: FLOPs of an image over those of supervised training.",
         "  Of supervised: images/s · multiple / NVIDIA's supervised images/s of one such GPU.",
         "  Of roofline: predicted seconds of the step's operations at best / seconds that it took; the calibration has "
@@ -138,26 +139,10 @@ def _alone(plan: Plan, p: Prediction) -> float:
 
 
 def _named(row: SupervisedRow) -> str:
-    return f"{row.gpu} {row.kind} on {_count(row.gpus, 'GPU')}"
+    return f"{row.gpu} {row.kind} on {count(row.gpus, 'GPU')}"
 
 
 def _together(p: Prediction) -> str:
     if p.micro_batch is None:
         return f"{p.images:,} images"
     return f"{p.images:,} images with --train.micro-batch {p.micro_batch}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + "s" * (number != 1)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns aligned: the first to the left, all others to the right; a row of two cells is not cut."""
-    full = [row for row in rows if len(row) != 2]
-    widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))] if full else [0]
-    widths[0] = max(len(row[0]) for row in rows)
-    lines = []
-    for first, *rest in rows:
-        cells = rest if len(rest) == 1 else [cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join(["", first.ljust(widths[0]), *cells]).rstrip())
-    return lines

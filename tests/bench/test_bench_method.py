@@ -411,14 +411,14 @@ def test_mistakes_are_one_sentence(args, words, image_folder, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_one_sentence(image_folder, capsys):
+def test_a_gpu_that_is_not_there_is_one_sentence(image_folder, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["bench", "simclr", "--data", str(image_folder), "--train.device", "cuda"]) == 2
     assert "no CUDA device is visible" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(bench.resolve_precision("auto", CPU) == "bf16", reason="this CPU computes bf16")
-def test_bf16_that_is_emulated_is_measured_only_where_it_is_asked_for(image_folder):
+def test_bf16_that_is_emulated_is_measured_only_where_it_is_asked_for(image_folder, monkeypatch):
+    monkeypatch.setattr(bench, "resolve_precision", lambda name, device: "fp32" if name == "auto" else name)
     config = config_of("simclr", image_folder, precision="bf16")
     chosen = bench.measure(config, SHORT)
     assert chosen.setting["precision"] == "fp32"

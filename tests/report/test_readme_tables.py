@@ -73,3 +73,24 @@ def test_a_damaged_record_is_one_sentence(script, records, text, said):
     (records / script.RUNS["built-in shapes, `quick`"] / "summary.json").write_text(text)
     with pytest.raises(script.Missing, match=rf"summary\.json of the record 2026-11-22_\S+_quick {said}"):
         script.tables(records)
+
+
+def test_the_command_writes_and_then_finds_it_current(script, records, monkeypatch, capsys):
+    """Of a README whose tables are empty."""
+    root = records.parent
+    (root / "benchmarks").mkdir()
+    records.rename(root / "benchmarks" / "records")
+    monkeypatch.setattr(script, "ROOT", root)
+    marks = [f"{script.BEGIN.format(name)}\n{script.END.format(name)}\n" for name in ("runs", "kernels", "views")]
+    (root / "README.md").write_text("before\n" + "".join(marks) + "after\n", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["readme.py", "--check"])
+    assert script.main() == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr("sys.argv", ["readme.py"])
+    assert script.main() == 0
+    monkeypatch.setattr("sys.argv", ["readme.py", "--check"])
+    assert script.main() == 0
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "12.0 ×" in text
