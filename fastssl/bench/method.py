@@ -29,6 +29,7 @@ from ..data.masks import Masks
 from ..data.order import steps_per_epoch
 from ..data.views import Views
 from ..engine import rundir
+from ..engine.allocator import keep_freed_memory
 from ..engine.build import data_facts
 from ..engine.feed import Feed
 from ..engine.precision import Precision, resolve_device, resolve_precision, set_threads
@@ -178,6 +179,8 @@ class _Bench:
         self.recipe_batch = config.train.batch_size
         self.config, self.precision = self._precise(config)
         self.threads = set_threads(config.train, ranks.local_world)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.source, _ = rundir.open_data(config, source)
         self.masks = None if config.masks is None else Masks(config.masks, self.source)
         self.facts = data_facts(self.source)

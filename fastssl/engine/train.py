@@ -28,6 +28,7 @@ from ..models import module_config
 from ..optim import build_optimizer
 from ..report.environment import environment
 from . import checkpoints, contact, report, rundir
+from .allocator import keep_freed_memory
 from .build import data_facts, new_method, validate_share
 from .checkpoints import Checkpoints
 from .evaluation import Evaluator, Features
@@ -132,6 +133,8 @@ class _Run:
         self.device = ranks.device(resolve_device(config.train.device))
         self.precision = resolve_precision(config.train.precision, self.device)
         threads = set_threads(config.train, ranks.local_world)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         validate_share(config, ranks.world)
         self.train_source, self.val_source = rundir.open_data(config, source)
         self.masks = None if config.masks is None else Masks(config.masks, self.train_source)
