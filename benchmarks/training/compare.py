@@ -5,7 +5,8 @@
 SimCLR on 32 × 32 images, ResNet-18 with a 3 × 3 stem and no max-pooling (the same module for everyone), 2-layer
 projector of width 512, LARS, colour strength 0.5 and no blur. Every subject is a process of its own, as it is for its
 users (what one does to the allocator must not help another), and waits while another has its turn. A turn is a whole
-epoch of --images images, from a fresh iterator to the last update: no batch of a turn is made before it begins. Subjects:
+epoch of --images images, from a fresh iterator to the last update: no batch of a turn is made before it begins.
+Subjects:
 
 * fastssl: the engine's loader and step, in the precision that `--train.precision auto` chooses on this machine;
 * fastssl fp32: the same in float32;
