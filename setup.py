@@ -30,7 +30,7 @@ PEERS = ["lightly==1.6.0", "timm>=1.0"]
 RENDERER = Extension(
     "fastssl.data.native._render",
     sources=[f"fastssl/data/native/{name}.c" for name in ("render", "view_avx512", "view_avx2", "view_plain")],
-    depends=[f"fastssl/data/native/{name}.h" for name in ("job", "view", "study")],
+    depends=[f"fastssl/data/native/{name}.h" for name in ("job", "view", "transpose", "study")],
     extra_compile_args=[
         "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only",
         "-fno-signed-zeros",

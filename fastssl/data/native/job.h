@@ -11,6 +11,7 @@ enum {
     SPAN = 128,      /* floats of a source row that are resized together: 42 pixels and two channels */
     CHUNK = 1024,    /* pixels that pass through all colour operations while they lie in the first-level cache */
     GROUP = 32,      /* floats that a blur sums together */
+    HELD = 256,      /* side of the largest view that is made in a thread's own memory, 0.8 MB */
     MOST_TAPS = 1024 /* of a blur */
 };
 
@@ -46,6 +47,7 @@ typedef struct {
 } Kernel;
 
 typedef struct {
+    float *view;          /* [3, S, S] while it is worked on: here it stays in a cache; NULL for one that is too large */
     float *window;        /* [source rows of ROWS rows of a view, SPAN] */
     float *tile;          /* [ROWS, SPAN] resized along y */
     float *columns;       /* [3 w, rounded up to SPAN, ROWS] the same, transposed */

@@ -65,6 +65,7 @@ static size_t lay_out(const Job *job, Scratch *s, char *at) {
     s->across_taps = taps_for(job->longest_width, job->size, job->bicubic);
     s->pitch = (job->size + GROUP - 1) / GROUP * GROUP;
     const size_t tall = (size_t)ROWS * ((size_t)job->longest_height / size + 1) + 2 * (size_t)s->down_taps;
+    s->view = size <= HELD ? take(&at, &bytes, number * 3 * size * size) : NULL;
     s->window = take(&at, &bytes, number * tall * SPAN);
     s->tile = take(&at, &bytes, number * ROWS * SPAN);
     s->columns = take(&at, &bytes, number * wide * ROWS);

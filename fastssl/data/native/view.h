@@ -80,42 +80,7 @@ INLINE void blend(float *restrict out, const float *restrict window, const float
     }
 }
 
-/* EDGE × EDGE floats. */
-#if WIDTH >= 8
-enum { EDGE = 8 };
-typedef float edge __attribute__((vector_size(32), aligned(4), may_alias));
-#define PAIRS(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
-#define OTHER_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
-#define QUADS(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
-#define OTHER_QUADS(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
-#define HALVES(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
-#define OTHER_HALVES(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
-INLINE void transpose(const float *from, size_t from_pitch, float *to, size_t to_pitch) {
-    edge x[8], y[8];
-    for (int i = 0; i < 8; i++) x[i] = *(const edge *)(from + (size_t)i * from_pitch);
-    for (int i = 0; i < 8; i += 2) y[i] = PAIRS(x[i], x[i + 1]), y[i + 1] = OTHER_PAIRS(x[i], x[i + 1]);
-    for (int i = 0; i < 8; i += 4)
-        for (int k = 0; k < 2; k++)
-            x[i + 2 * k] = QUADS(y[i + k], y[i + k + 2]), x[i + 2 * k + 1] = OTHER_QUADS(y[i + k], y[i + k + 2]);
-    for (int i = 0; i < 4; i++) {
-        *(edge *)(to + (size_t)i * to_pitch) = HALVES(x[i], x[i + 4]);
-        *(edge *)(to + (size_t)(i + 4) * to_pitch) = OTHER_HALVES(x[i], x[i + 4]);
-    }
-}
-#else
-enum { EDGE = 4 };
-typedef float edge __attribute__((vector_size(16), aligned(4), may_alias));
-INLINE void transpose(const float *from, size_t from_pitch, float *to, size_t to_pitch) {
-    const edge a = *(const edge *)from, b = *(const edge *)(from + from_pitch);
-    const edge c = *(const edge *)(from + 2 * from_pitch), d = *(const edge *)(from + 3 * from_pitch);
-    const edge ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    const edge cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    *(edge *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
-    *(edge *)(to + to_pitch) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-    *(edge *)(to + 2 * to_pitch) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
-    *(edge *)(to + 3 * to_pitch) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
-}
-#endif
+#include "transpose.h"
 
 /* Rows top … top + block - 1 of a view, along y: to `columns`, [3 w, ROWS]. */
 INLINE void resize_down(const Scratch *s, const uint8_t *source, size_t stride, int wide, int top, int block) {
@@ -422,6 +387,23 @@ INLINE void second_visit(const Job *job, Scratch *s, int view, Plan *made, float
 
 /* --------------------------------------------------------------------------------------------------------- views */
 
+/* To memory without reading it first: nobody looks at a view before its batch is whole. */
+INLINE void put_away(float *restrict out, const float *restrict x, size_t n) {
+    size_t i = 0;
+#if WIDTH > 4
+    for (; i < n && (uintptr_t)(out + i) % (4 * WIDTH); i++) out[i] = x[i];
+    for (; i + WIDTH <= n; i += WIDTH) {
+#if WIDTH == 16
+        _mm512_stream_ps(out + i, GET(x + i));
+#else
+        _mm256_stream_ps(out + i, GET(x + i));
+#endif
+    }
+    _mm_sfence();
+#endif
+    memcpy(out + i, x + i, sizeof(float) * (n - i));
+}
+
 TARGET void RENDER_VIEW(const Job *job, Scratch *s, int view) {
     const int size = job->size, flip = job->flip[view];
     const size_t area = (size_t)size * (size_t)size;
@@ -430,7 +412,7 @@ TARGET void RENDER_VIEW(const Job *job, Scratch *s, int view) {
     const int64_t image = job->shown[view];
     const size_t stride = 3 * (size_t)job->widths[image];
     const uint8_t *source = job->pixels[image] + (size_t)y0 * stride + 3 * (size_t)x0;
-    float *x = job->out + 3 * area * (size_t)view;
+    float *out = job->out + 3 * area * (size_t)view, *x = s->view ? s->view : out;
     Plan made = plan(job, view, weigh_blur(job, view, &s->kernel));
     weigh(s->down, s->down_first, s->down_count, s->down_taps, h, size, job->bicubic, 0, 1.0f);
     weigh(s->across, s->across_first, s->across_count, s->across_taps, w, size, job->bicubic, flip, 1.0f / 255.0f);
@@ -445,4 +427,5 @@ TARGET void RENDER_VIEW(const Job *job, Scratch *s, int view) {
     made.pivot = level((float)(made.total[0] / pixels), (float)(made.total[1] / pixels), (float)(made.total[2] / pixels));
     if (made.blurred || made.second < made.count) second_visit(job, s, view, &made, x, area);
     study_view(job, view, x);
+    if (x != out) put_away(out, x, 3 * area);
 }
