@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from .study import check as check_study
 from .views import Augmentation, Views, ViewSpec
 
 _REPLACEMENT_TRIES = 64
+_Fetched = tuple[NDArray[np.int64], torch.Tensor | list[torch.Tensor | None]]
+"""Sample ids of a batch, and their images as `Reader.fetch` gives them."""
 
 
 @dataclass(frozen=True)
@@ -226,12 +230,8 @@ class ViewLoader:
         merged = tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in groups.values())
         return Views(merged, tuple(counts.values()))
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        """The batch of one step.
-
-        Raises:
-            UserError: too many unreadable images.
-        """
+    def _fetch(self, epoch: int, step: int) -> _Fetched:
+        """What takes the decoder: it may be asked ahead of what is done with the pixels."""
         ids = batch_ids(
             step,
             n=len(self.source),
@@ -242,7 +242,10 @@ class ViewLoader:
             world=self._world,
             last=self._last,
         )
-        images = self._reader.fetch(ids)
+        return ids, self._reader.fetch(ids)
+
+    def _finish(self, epoch: int, fetched: _Fetched) -> Batch:
+        ids, images = fetched
         shown = ids
         if not isinstance(images, torch.Tensor) and any(image is None for image in images):
             shown = self._replace(images, ids, epoch)
@@ -251,6 +254,23 @@ class ViewLoader:
         views = self._views(images, ids, shown, epoch)  # type: ignore[arg-type]
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[shown])
         return Batch(views, torch.from_numpy(shown), labels)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """The batch of one step.
+
+        Raises:
+            UserError: too many unreadable images.
+        """
+        return self._finish(epoch, self._fetch(epoch, step))
+
+    def _batches(self, epoch: int, steps: range) -> Generator[Batch]:
+        """The same batches; the images of the next are decoded while the views of one are drawn."""
+        with ThreadPoolExecutor(1, thread_name_prefix="fastssl-fetch") as ahead:
+            fetched = [ahead.submit(self._fetch, epoch, step) for step in steps[:1]]
+            for step in steps:
+                images = fetched.pop().result()
+                fetched += [ahead.submit(self._fetch, epoch, step + 1)] if step + 1 in steps else []
+                yield self._finish(epoch, images)
 
     # ------------------------------------------------------------------------------------------------- iteration
 
@@ -270,7 +290,7 @@ class ViewLoader:
         steps = range(start_step, self.steps_per_epoch)
         if not self._prefetch:
             return (self.batch(epoch, step) for step in steps)
-        self._producer = _Producer((lambda s=step: self.batch(epoch, s) for step in steps), self._prefetch)  # type: ignore[misc]
+        self._producer = _Producer(self._batches(epoch, steps), self._prefetch)
         return iter(self._producer)
 
     def _stop(self) -> None:
@@ -285,14 +305,14 @@ class ViewLoader:
 
 
 class _Producer:
-    """Runs tasks in order in one background thread, a few ahead of the consumer."""
+    """Runs a generator in a background thread, a few batches ahead of the consumer."""
 
     _END = object()
 
-    def __init__(self, tasks: Iterator[Callable[[], Batch]], ahead: int) -> None:
+    def __init__(self, batches: Generator[Batch], ahead: int) -> None:
         self._results: queue.Queue[object] = queue.Queue(maxsize=ahead)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(tasks,), name="fastssl-loader", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(batches,), name="fastssl-loader", daemon=True)
         self._thread.start()
 
     def _put(self, result: object) -> bool:
@@ -304,11 +324,12 @@ class _Producer:
                 continue
         return False
 
-    def _run(self, tasks: Iterator[Callable[[], Batch]]) -> None:
+    def _run(self, batches: Generator[Batch]) -> None:
         try:
-            for task in tasks:
-                if not self._put(task()):
-                    return
+            with closing(batches):
+                for batch in batches:
+                    if not self._put(batch):
+                        return
         except BaseException as error:  # the consumer raises it
             self._put(error)
         else:

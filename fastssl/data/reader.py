@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -80,6 +82,9 @@ class Reader:
         self.threads = threads
         self.dtype, self.channels_last = dtype, channels_last
         self.pool = worker_pool(threads, "fastssl-data")
+        # Threads of their own: a batch is read while the others render the one before.
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="fastssl-read")
+        self._fetching = threading.Lock()
         self._dali = dali_graph.DaliRenderer(device=device, threads=threads) if self.renderer == "dali" else None
         self._decoder = (
             None
@@ -99,14 +104,20 @@ class Reader:
                     results.append(f"cannot be read ({error.strerror})")
             return results
 
-        return [data for part in self.pool.map(run, np.array_split(ids, self.threads)) for data in part]
+        return [data for part in self._readers.map(run, np.array_split(ids, self.threads)) for data in part]
 
     def fetch(self, ids: NDArray[np.int64]) -> torch.Tensor | list[torch.Tensor | None]:
         """uint8 `[N, H, W, 3]`, or N tensors `[H, W, 3]` and None for the unreadable ones, which go into quarantine.
 
+        Any thread may ask; one at a time is served.
+
         Raises:
             UserError: too many are unreadable.
         """
+        with self._fetching:
+            return self._fetch(ids)
+
+    def _fetch(self, ids: NDArray[np.int64]) -> torch.Tensor | list[torch.Tensor | None]:
         if isinstance(self.source, ArraySource):
             return self.source.gather(ids).to(self.device)
         assert self._decoder is not None
@@ -175,6 +186,7 @@ class Reader:
 
     def close(self) -> None:
         self.pool.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
         if self._decoder is not None:
             self._decoder.close()
         if self._dali is not None:

@@ -188,7 +188,7 @@ def test_a_new_epoch_ends_the_one_before(class_folder):
     before = threading.active_count()
     loader.close()
     assert threading.active_count() < before
-    assert not [t for t in threading.enumerate() if t.name.startswith("fastssl-loader")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("fastssl-")]
 
 
 # --------------------------------------------------------------------------------------------------------- bad files
@@ -326,6 +326,31 @@ def test_exceptions_in_the_thread_surface(class_folder):
     loader = make(Failing())
     with pytest.raises(RuntimeError, match="the store is on fire"):
         next(iter(loader.epoch(0)))
+    loader.close()
+
+
+def test_what_fails_ahead_costs_no_batch_before_it(class_folder):
+    """The next batch's images are fetched while a batch is made: a fault there belongs to the next one."""
+    good = open_source(class_folder)
+
+    class FailsLater:
+        labels = None
+
+        def __len__(self) -> int:
+            return len(good)
+
+        def read(self, index: int) -> bytes:
+            if index in later:
+                raise RuntimeError("the store is on fire")
+            return good.read(index)
+
+    later = batch_ids(2, n=len(good), batch_size=8, seed=1, epoch=0).tolist()
+    loader = make(FailsLater())
+    batches = loader.epoch(0)
+    for step in range(2):
+        assert torch.equal(next(batches).ids, make(class_folder).batch(0, step).ids)
+    with pytest.raises(RuntimeError, match="the store is on fire"):
+        next(batches)
     loader.close()
 
 
