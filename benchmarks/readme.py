@@ -63,7 +63,7 @@ COMPARISONS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
 ]
 """Title, peer, and per ratio: the file of samples, our subject in it, theirs."""
 
-VIEWS_OF = "2026-11-25_2core-amd-epyc_data-views"
+VIEWS_OF = "2026-11-26_2core-intel-xeon_data-views"
 VIEWS = {"SwAV's 2 × 224 + 6 × 96": "swav", "SimCLR's 2 × 224": "simclr"}
 """Title of a row, and the file of samples."""
 
