@@ -161,6 +161,18 @@ class Parallel:
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
             self._module.register_comm_hook(None, bf16_compress_hook)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Lay the gradients out for good, in a backward pass of nothing.
+
+        DistributedDataParallel lays them out anew after its first pass, in the order in which they came, and where a
+        gradient lies decides in which order the ranks' parts of it are added. A run that goes on from a checkpoint
+        would round its first step otherwise than one that was never stopped. Now the order is that of the parameters.
+        """
+        self._module(None, None).backward()
+        for parameter in self._module.parameters():
+            parameter.grad = None
 
     def __call__(self, views: Views, state: StepState) -> Losses:
         """`method.loss`."""
@@ -182,7 +194,9 @@ class _Passes(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, views: Views, state: StepState | None) -> Losses | Tensor:
+    def forward(self, views: Views | None, state: StepState | None) -> Losses | Tensor:
+        if views is None:
+            return 0.0 * torch.stack([p.sum() for p in self.method.parameters() if p.requires_grad]).sum()
         return self.method.embed(views) if state is None else self.method.loss(views, state)
 
 
