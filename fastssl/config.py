@@ -38,6 +38,8 @@ class TrainConfig:
     many images and with a second forward pass. Batch norm takes its statistics from them. None for the whole batch."""
     checkpoint_activations: bool = False
     """Keep only what enters each block of the backbone, and compute the rest again for the gradient, bit for bit."""
+    compile: bool = False
+    """Have torch.compile fuse the networks' operations: a minute or more at the start, equal to rounding."""
     max_steps: int | None = None
     """Stop after so many steps; the schedule then spans them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "bf16"

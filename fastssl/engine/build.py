@@ -10,6 +10,7 @@ from ..data import Source
 from ..errors import UserError
 from ..methods import DataFacts, Method, build_method
 from ..models import checkpoint_activations
+from .compiled import compile_networks
 
 
 def data_facts(source: Source) -> DataFacts:
@@ -42,5 +43,7 @@ def new_method(config: Config, facts: DataFacts, device: torch.device, backbone:
         method = build_method(config.method, config.backbone, facts, network=backbone, sizes=sizes)
     if config.train.checkpoint_activations:
         checkpoint_activations(method.backbone)
+    if config.train.compile:
+        compile_networks(method, device)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     return method.to(device).to(memory_format=layout)

@@ -1,6 +1,6 @@
 """torchrun starts the processes of a run again when one of them is killed: the run goes on to the same numbers.
 
-On one machine, and on two: a machine is a launcher of its own here, which is killed with its processes and started again.
+On one machine, and on two: a machine is a launcher of its own here, killed with its processes and started again.
 """
 
 from __future__ import annotations
