@@ -68,6 +68,10 @@ VIEWS = {"SwAV's 2 × 224 + 6 × 96": "swav", "SimCLR's 2 × 224": "simclr"}
 """Title of a row, and the file of samples."""
 
 
+TRAINING = "2026-11-26_2core-intel-xeon_training/samples"
+PEERS = ("lightly", "lightly tuned")
+
+
 class Missing(Exception):
     """A record that the tables need is not there or lacks a figure; the message says which."""
 
@@ -104,7 +108,7 @@ def filled(text: str, found: dict[str, str]) -> str:
 
 def tables(records: Path) -> dict[str, str]:
     """Every table in Markdown, by name. Raises `Missing`."""
-    return {"runs": runs(records), "kernels": kernels(records), "views": views(records)}
+    return {"runs": runs(records), "kernels": kernels(records), "training": training(records), "views": views(records)}
 
 
 def runs(records: Path) -> str:
@@ -147,6 +151,15 @@ def kernels(records: Path) -> str:
         # A ratio within its samples' spread of 1 deserves a second digit.
         rows.append(f"| {title} | {peer} | {' / '.join(f'{r:.2f} ×' if r < 1.1 else f'{r:.1f} ×' for r in ratios)} |")
     return markdown(rows)
+
+
+def training(records: Path) -> str:
+    file = records / f"{TRAINING}.json"
+    samples = read(file, "images_per_second")["images_per_second"]
+    ours = of(samples, "fastssl", file)
+    figures = [f"**{ours:.1f}**"]
+    figures += [f"{of(samples, peer, file):.1f} ({ours / of(samples, peer, file):.2f} ×)" for peer in PEERS]
+    return markdown(["| fastssl | lightly | lightly, tuned by hand |", f"| {' | '.join(figures)} |"])
 
 
 def views(records: Path) -> str:

@@ -47,6 +47,13 @@ def test_a_share_of_the_floor_is_one_of_medians(script, records):
     assert "| **300** | 50 (6.0 ×) | 100 (3.0 ×) | 600 (50 %) |" in script.views(records)
 
 
+def test_a_step_is_compared_by_medians(script, records):
+    file = records / f"{script.TRAINING}.json"
+    samples = {"fastssl": [9.0, 40.0, 60.0], "lightly": [16.0], "lightly tuned": [1.0, 20.0, 70.0]}
+    file.write_text(json.dumps({"images_per_second": samples}))
+    assert "| **40.0** | 16.0 (2.50 ×) | 20.0 (2.00 ×) |" in script.training(records)
+
+
 def test_another_sample_is_another_readme(script, records):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     file = records / script.RUNS["built-in shapes, `quick`"] / "summary.json"
