@@ -88,7 +88,10 @@ def test_the_command_writes_and_then_finds_it_current(script, records, monkeypat
     (root / "benchmarks").mkdir()
     records.rename(root / "benchmarks" / "records")
     monkeypatch.setattr(script, "ROOT", root)
-    marks = [f"{script.BEGIN.format(name)}\n{script.END.format(name)}\n" for name in ("runs", "kernels", "views")]
+    marks = [
+        f"{script.BEGIN.format(name)}\n{script.END.format(name)}\n"
+        for name in script.tables(root / "benchmarks" / "records")
+    ]
     (root / "README.md").write_text("before\n" + "".join(marks) + "after\n", encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["readme.py", "--check"])
     assert script.main() == 1
