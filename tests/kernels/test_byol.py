@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from fastssl_kernels.byol import byol_loss, byol_reference
 from fastssl_kernels.byol.op import byol_backward, byol_forward
+from laws import gradient_of
 
 SHAPES = [(1, 1), (1, 256), (2, 7), (33, 127), (252, 256), (5, 4099), (700, 300)]
 
@@ -22,13 +23,6 @@ def one_thread():
 
 def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def gradient_of(loss, prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    leaf = prediction.detach().clone().requires_grad_()
-    value = loss(leaf, target)
-    value.backward()
-    return value.detach(), leaf.grad
 
 
 def test_the_reference_is_twice_the_cosine_distance_and_its_own_derivative():

@@ -9,12 +9,10 @@ from fastssl_kernels import Queue, nearest_neighbor
 from fastssl_kernels.adapters import NNMemoryBankModule
 from fastssl_kernels.nearest_neighbor import cpu, nearest_neighbor_reference
 from fastssl_kernels.nearest_neighbor.op import lookup
+from laws import assert_nearest
 from torch.library import opcheck
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-# How far from the best a chosen row may be: the rounding of fp32 sums, or of the row to bfloat16, 2⁻⁹ for either of the
-# two that are compared.
-SHORT = {F32: 2e-6, BF16: 2**-8 + 2e-6, F16: 2e-6}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,29 +31,6 @@ def seed():
 
 def unit(*shape, dtype=F32):
     return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=1).to(dtype)
-
-
-def assert_nearest(z, queue, k=1):
-    """Every law of the result: places in order, exact similarities, rows of the queue, none better left behind."""
-    found = nearest_neighbor(z, queue, k)
-    rows, index, similarity = (t.unsqueeze(1) for t in found) if k == 1 else found
-    assert rows.shape == (*index.shape, z.shape[1])
-    assert index.shape == similarity.shape == (len(z), k)
-    assert (rows.dtype, index.dtype, similarity.dtype) == (z.dtype, torch.int64, F32)
-    assert torch.equal(rows, queue[index].to(z.dtype))
-    every = F.normalize(z.double(), dim=1) @ queue.double().T
-    exact = every.gather(1, index)
-    # fp32 sums of D products.
-    torch.testing.assert_close(similarity.double(), exact, rtol=0, atol=1e-6)
-    assert (similarity[:, :-1] >= similarity[:, 1:]).all()
-    assert all(len(set(row)) == k for row in index.tolist())
-    best = every.topk(k).values
-    assert (best - exact).max() <= SHORT[queue.dtype]
-    if queue.dtype == F32:
-        expected, _ = nearest_neighbor_reference(z.double(), queue, k)
-        clear = (every.topk(min(k + 1, len(queue))).values.diff(dim=1).abs() > 1e-5).all(1)
-        assert torch.equal(index[clear], expected[clear])
-    return found
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])

@@ -11,11 +11,10 @@ from fastssl_kernels import info_nce, nt_xent
 from fastssl_kernels.adapters import NTXentLoss
 from fastssl_kernels.nt_xent import info_nce_reference, nt_xent_reference
 from fastssl_kernels.nt_xent.logits import KNOWN_MAXIMUM_FROM
+from laws import TOLERANCE, assert_nt_xent, relative
 from torch.library import opcheck
 
-# Relative norms, from the dtype: fp32 sums of rounded terms; 2^-9 of a bfloat16 operand, twice in a product.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
-DTYPES = list(TOLERANCE)
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
@@ -31,68 +30,45 @@ def views_of(batch, width, views=2, cosine=None, dtype=torch.float32):
     return (images + spread * noise).view(-1, width).to(dtype)
 
 
-def relative(ours, exact):
-    assert ours.isfinite().all()
-    return ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
-
-
-def assert_matches(z, *, tolerance, **options):
-    """Loss, metrics and gradient of `nt_xent` against the reference on the same rows in float64."""
-    ours, exact = z.clone().requires_grad_(), z.double().requires_grad_()
-    loss, metrics = nt_xent(ours, return_metrics=True, **options)
-    expected, counted = nt_xent_reference(exact, return_metrics=True, **options)
-    loss.backward()
-    expected.backward()
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
-    assert metrics.entropy.item() == pytest.approx(counted.entropy.item(), rel=10 * tolerance, abs=10 * tolerance)
-    assert abs(metrics.accuracy.item() - counted.accuracy.item()) <= (1e-6 if tolerance < 1e-4 else 0.02)
-    assert ours.grad.dtype == z.dtype
-    if exact.grad.norm() > 1e-12:
-        assert relative(ours.grad, exact.grad) <= tolerance
-    else:
-        assert ours.grad.norm() <= 1e-6
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 2, 3, 127, 256, 600])
 def test_nt_xent_matches_float64(batch, dtype):
-    assert_matches(views_of(batch, 64, dtype=dtype), temperature=0.1, tolerance=TOLERANCE[dtype])
+    assert_nt_xent(views_of(batch, 64, dtype=dtype), temperature=0.1, tolerance=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("views", [3, 4])
 def test_more_than_two_views(views):
-    assert_matches(views_of(150, 48, views), temperature=0.2, views=views, tolerance=1e-5)
+    assert_nt_xent(views_of(150, 48, views), temperature=0.2, views=views, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 3, 33, 130])
 def test_any_width(width, dtype):
-    assert_matches(views_of(40, width, dtype=dtype), temperature=0.5, tolerance=TOLERANCE[dtype])
+    assert_nt_xent(views_of(40, width, dtype=dtype), temperature=0.5, tolerance=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cosine", [0.994, 0.999])
 def test_aligned_positives_keep_their_gradient(cosine, dtype):
     """Formed from rounded products, this gradient is wrong by 24 % and more."""
-    assert_matches(views_of(300, 128, cosine=cosine, dtype=dtype), temperature=0.5, tolerance=TOLERANCE[dtype])
+    assert_nt_xent(views_of(300, 128, cosine=cosine, dtype=dtype), temperature=0.5, tolerance=TOLERANCE[dtype])
 
 
 def test_a_solved_task_keeps_its_gradient():
     """The whole gradient is 1 − p, here 5e-6: it must not be what is left of 1 after rounding."""
-    assert_matches(views_of(64, 256, cosine=0.999), temperature=0.06, tolerance=3e-5)
+    assert_nt_xent(views_of(64, 256, cosine=0.999), temperature=0.06, tolerance=3e-5)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.0229, KNOWN_MAXIMUM_FROM, 0.03, 1.0, 100.0, 1e4])
 def test_extreme_temperatures(temperature):
-    assert_matches(views_of(100, 32), temperature=temperature, tolerance=1e-5)
+    assert_nt_xent(views_of(100, 32), temperature=temperature, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.005, 0.1])
 def test_opposite_rows_do_not_underflow(temperature):
     """All negatives at cosine −1 against an anchor: the smallest sums there are."""
     z = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [-1.0, 0.0], [-1.0, -0.2]])
-    assert_matches(z, temperature=temperature, tolerance=1e-5)
+    assert_nt_xent(z, temperature=temperature, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -121,7 +97,7 @@ def test_a_zero_row_has_no_direction_and_no_gradient():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_as_they_are(dtype):
     z = views_of(70, 20, dtype=dtype) / 1e6
-    assert_matches(z, temperature=0.7, normalize=False, tolerance=TOLERANCE[dtype])
+    assert_nt_xent(z, temperature=0.7, normalize=False, tolerance=TOLERANCE[dtype])
 
 
 def test_the_gradient_is_orthogonal_to_the_row():
@@ -136,7 +112,7 @@ def test_float64_and_float16_inputs():
     loss.backward()
     assert (loss.dtype, z.grad.dtype) == (torch.float32, torch.float64)
     half = views_of(30, 16, cosine=0.5).half()
-    assert_matches(half, temperature=0.5, tolerance=5e-3)
+    assert_nt_xent(half, temperature=0.5, tolerance=5e-3)
 
 
 def test_the_upstream_gradient_multiplies():
@@ -148,7 +124,7 @@ def test_the_upstream_gradient_multiplies():
 
 def test_rows_need_not_be_contiguous():
     wide = torch.randn(40, 33)
-    assert_matches(wide.T[:32].T, temperature=0.5, tolerance=1e-5)
+    assert_nt_xent(wide.T[:32].T, temperature=0.5, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("queue", [None, 0, 1, 700])

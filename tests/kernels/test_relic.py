@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from fastssl_kernels import info_nce, relic, sample_negatives
 from fastssl_kernels.relic import cpu, relic_reference
 from fastssl_kernels.relic.reference import relic_gradient_reference
+from laws import TOLERANCE, assert_relic, relative
 from torch.library import opcheck
 
-# Relative norms, from the dtype: fp32 sums of rounded terms; 2^-9 of a bfloat16 operand, twice in a product.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 STOPS = ["second", "first", "entropy"]
 RELIC = {"views": (2, 0), "self_pairs": False}
 RELIC_V2 = {"views": (4, 2), "self_pairs": True}
@@ -34,31 +33,6 @@ def crops(batch, width, views, noise=1.0, dtype=torch.float32):
     rows = (images + noise * torch.randn(n, batch, width, dtype=torch.float64) for n in (large + small, large))
     online, target = (x.flatten(0, 1).to(dtype) for x in rows)
     return online, target
-
-
-def relative(ours, exact):
-    assert ours.isfinite().all()
-    return ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
-
-
-def assert_matches(online, target, *, tolerance, **options):
-    """Loss, metrics and gradient of `relic` against the reference on the same rows in float64."""
-    ours, exact = online.clone().requires_grad_(), online.double().requires_grad_()
-    loss, metrics = relic(ours, target, return_metrics=True, **options)
-    expected, counted = relic_reference(exact, target.double(), return_metrics=True, **options)
-    loss.backward()
-    expected.backward()
-    assert loss.dtype == torch.float32
-    for mine, theirs in zip(
-        (loss, *metrics[:2], metrics.entropy), (expected, *counted[:2], counted.entropy), strict=True
-    ):
-        assert mine.item() == pytest.approx(theirs.item(), rel=5 * tolerance, abs=5 * tolerance)
-    assert abs(metrics.accuracy.item() - counted.accuracy.item()) <= (1e-6 if tolerance < 1e-4 else 0.02)
-    assert ours.grad.dtype == online.dtype
-    if exact.grad.norm() > 1e-12:
-        assert relative(ours.grad, exact.grad) <= tolerance
-    else:
-        assert ours.grad.norm() <= 1e-6
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -107,7 +81,7 @@ def test_stopped_gradients_are_those_of_a_frozen_side():
 @pytest.mark.parametrize("batch", [1, 2, 3, 127, 300, 600])
 def test_relic_with_all_negatives(batch, dtype):
     online, target = crops(batch, 64, (2, 0), dtype=dtype)
-    assert_matches(online, target, temperature=0.2, alpha=1.0, tolerance=TOLERANCE[dtype], **RELIC)
+    assert_relic(online, target, temperature=0.2, alpha=1.0, tolerance=TOLERANCE[dtype], **RELIC)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -119,7 +93,7 @@ def test_relic_v2_with_sampled_negatives(batch, drawn, stop, dtype, monkeypatch)
     online, target = crops(batch, 48, (4, 2), dtype=dtype)
     negatives = sample_negatives(batch, drawn, seed=1, step=5)
     options = {"temperature": 0.2, "alpha": 0.3, "negatives": negatives, "stop_gradient": stop, **RELIC_V2}
-    assert_matches(online, target, tolerance=TOLERANCE[dtype] * (2 if stop != "second" else 1), **options)
+    assert_relic(online, target, tolerance=TOLERANCE[dtype] * (2 if stop != "second" else 1), **options)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
@@ -130,13 +104,13 @@ def test_any_views(views, self_pairs, alpha):
         for stop in ("second", "entropy"):
             online, target = crops(9, 20, views)
             options = {"views": views, "self_pairs": self_pairs, "negatives": negatives, "stop_gradient": stop}
-            assert_matches(online, target, temperature=0.3, alpha=alpha, tolerance=2e-5, **options)
+            assert_relic(online, target, temperature=0.3, alpha=alpha, tolerance=2e-5, **options)
 
 
 @pytest.mark.parametrize("width", [1, 3, 33, 130])
 def test_any_width(width):
     online, target = crops(40, width, (2, 1))
-    assert_matches(online, target, views=(2, 1), temperature=0.5, alpha=0.5, tolerance=1e-5)
+    assert_relic(online, target, views=(2, 1), temperature=0.5, alpha=0.5, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.0229, 0.023, 0.05, 1.0, 100.0])
@@ -145,7 +119,7 @@ def test_extreme_temperatures(temperature, negatives):
     online, target = crops(60, 32, (2, 2))
     options = {"views": (2, 2), "negatives": negatives, "temperature": temperature, "alpha": 0.3}
     # The weight of the divergence multiplies logits of 1 / τ.
-    assert_matches(online, target, tolerance=1e-5 if temperature > 0.01 else 1e-4, **options)
+    assert_relic(online, target, tolerance=1e-5 if temperature > 0.01 else 1e-4, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -153,7 +127,7 @@ def test_extreme_temperatures(temperature, negatives):
 def test_aligned_views_keep_their_gradient(noise, dtype):
     """Late in training predictions are nearly certain: shares and divergences are small differences."""
     online, target = crops(200, 128, (2, 1), noise=noise, dtype=dtype)
-    assert_matches(online, target, views=(2, 1), temperature=0.2, alpha=0.5, tolerance=2 * TOLERANCE[dtype])
+    assert_relic(online, target, views=(2, 1), temperature=0.2, alpha=0.5, tolerance=2 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("negatives", [None, torch.tensor([5, 1, 17])])
@@ -255,12 +229,12 @@ def test_rows_need_not_be_contiguous():
     strided = torch.zeros(33, 70)[:, 3:36].copy_(online)
     options = {"views": (2, 1), "temperature": 0.5, "alpha": 0.5, "negatives": torch.arange(11)[::3]}
     assert relic(strided, target.T.contiguous().T, **options) == relic(online, target, **options)
-    assert_matches(strided, target.T.contiguous().T, tolerance=1e-5, **options)
+    assert_relic(strided, target.T.contiguous().T, tolerance=1e-5, **options)
 
 
 def test_float64_input():
     online, target = crops(30, 16, (2, 0), dtype=torch.float64)
-    assert_matches(online, target, temperature=0.5, alpha=0.5, tolerance=1e-5, **RELIC)
+    assert_relic(online, target, temperature=0.5, alpha=0.5, tolerance=1e-5, **RELIC)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

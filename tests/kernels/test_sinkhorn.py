@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from fastssl_kernels import sinkhorn, sinkhorn_from_features
 from fastssl_kernels.sinkhorn import cpu, sinkhorn_reference
+from laws import CODES, assert_codes, relative
 from torch.library import opcheck
-
-# Relative norm of the codes: fp32 sums, and exponentials of numbers up to 20 / ln 2 rounded to 24 bits.
-TOLERANCE = 1e-5
 
 
 @pytest.fixture(autouse=True)
@@ -25,22 +23,6 @@ def cosines(*shape, width=16):
     """Scores of unit rows and unit prototypes."""
     z = F.normalize(torch.randn(*shape[:-1], width), dim=-1)
     return z @ F.normalize(torch.randn(shape[-1], width), dim=-1).T
-
-
-def relative(ours, exact):
-    assert ours.isfinite().all()
-    return ((ours.double() - exact).norm() / exact.norm()).item()
-
-
-def assert_matches(scores, tolerance=TOLERANCE, **options):
-    codes = sinkhorn(scores, **options)
-    exact = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    expected = sinkhorn_reference(scores.double(), **exact)
-    assert codes.dtype == torch.float32
-    assert codes.shape == scores.shape
-    assert relative(codes, expected) <= tolerance
-    torch.testing.assert_close(codes.sum(-1), torch.ones(scores.shape[:-1]), rtol=0, atol=1e-5)
-    return codes
 
 
 def published(scores, epsilon, iterations):
@@ -60,8 +42,8 @@ def published(scores, epsilon, iterations):
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_codes_match_float64_and_the_published_code(shape, iterations):
     scores = cosines(*shape)
-    codes = assert_matches(scores, iterations=iterations)
-    assert relative(codes, published(scores, 0.05, iterations)) <= TOLERANCE
+    codes = assert_codes(scores, iterations=iterations)
+    assert relative(codes, published(scores, 0.05, iterations)) <= CODES
 
 
 def test_they_are_lightlys():
@@ -75,7 +57,7 @@ def test_they_are_lightlys():
 
 
 def test_many_iterations_use_prototypes_alike():
-    codes = assert_matches(cosines(500, 60), iterations=300)
+    codes = assert_codes(cosines(500, 60), iterations=300)
     torch.testing.assert_close(codes.sum(0), torch.full((60,), 500 / 60), rtol=1e-3, atol=0)
 
 
@@ -83,7 +65,7 @@ def test_many_iterations_use_prototypes_alike():
 @pytest.mark.parametrize("iterations", [1, 3, 100])
 def test_fewer_rows_than_prototypes(batch, iterations):
     """u and v must not drift apart: (K / B) to the number of iterations overflows."""
-    assert_matches(cosines(batch, 3000), iterations=iterations)
+    assert_codes(cosines(batch, 3000), iterations=iterations)
 
 
 def test_equal_scores_give_equal_shares():
@@ -99,7 +81,7 @@ def test_one_hot_scores(size, iterations):
     scores = torch.zeros(64, 20)
     scores[torch.arange(64), torch.arange(64) % 5] = size
     # A multiple of 1/ε is rounded to 24 bits before it is an exponent.
-    assert_matches(scores, tolerance=max(TOLERANCE, 4 * 2**-24 * size / 0.05), iterations=iterations)
+    assert_codes(scores, tolerance=max(CODES, 4 * 2**-24 * size / 0.05), iterations=iterations)
 
 
 @pytest.mark.parametrize("size", [3.0, 30.0, 1e4])
@@ -107,27 +89,27 @@ def test_one_hot_scores(size, iterations):
 def test_large_scores_are_never_nan(size, iterations):
     scores = torch.randint(-4, 5, (70, 33)) * (size / 4)
     # Whole steps of 50·size/4: exponents are exact where ε = 1/16, so the tolerance stays.
-    assert_matches(scores, epsilon=0.0625, iterations=iterations, tolerance=max(TOLERANCE, 4 * 2**-24 * size / 0.0625))
+    assert_codes(scores, epsilon=0.0625, iterations=iterations, tolerance=max(CODES, 4 * 2**-24 * size / 0.0625))
 
 
 def test_a_prototype_that_all_rows_shun_still_gets_its_share():
     """In fp32 its exponentials are 0; the published code divides 0 by 0 there."""
     scores = cosines(40, 12)
     scores[:, 3] -= 40
-    codes = assert_matches(scores)
+    codes = assert_codes(scores)
     assert 0.5 * 40 / 12 < codes[:, 3].sum() < 2 * 40 / 12
 
 
 def test_a_prototype_without_scores_gets_nothing():
     scores = cosines(40, 12)
     scores[:, 3] = -math.inf
-    codes = assert_matches(scores)
+    codes = assert_codes(scores)
     assert codes[:, 3].eq(0).all()
 
 
 def test_rows_far_apart():
     """Rows that differ by a constant have the same codes only after the first half step: float64 knows how."""
-    assert_matches(cosines(50, 20) + torch.linspace(-100, 100, 50)[:, None], tolerance=1e-3)
+    assert_codes(cosines(50, 20) + torch.linspace(-100, 100, 50)[:, None], tolerance=1e-3)
 
 
 def test_scores_that_are_no_numbers_are_not_hidden():
@@ -138,25 +120,25 @@ def test_scores_that_are_no_numbers_are_not_hidden():
 
 @pytest.mark.parametrize("epsilon", [1e-3, 0.01, 0.03, 0.05, 1.0, 1e3])
 def test_any_epsilon(epsilon):
-    assert_matches(cosines(90, 70), epsilon=epsilon, tolerance=max(TOLERANCE, 4 * 2**-24 / epsilon))
+    assert_codes(cosines(90, 70), epsilon=epsilon, tolerance=max(CODES, 4 * 2**-24 / epsilon))
 
 
 @pytest.mark.parametrize("size", [1.0, 50.0])
 @pytest.mark.parametrize("queued", [1, 33, 700])
 def test_a_queue_takes_part_without_codes(queued, size):
     scores, queue = cosines(60, 80) * size, cosines(queued, 80) * size
-    codes = assert_matches(scores, queue=queue, tolerance=TOLERANCE * max(1, size))
+    codes = assert_codes(scores, queue=queue, tolerance=CODES * max(1, size))
     together = sinkhorn(torch.cat([queue, scores]))[queued:]
-    assert relative(codes, together.double()) <= TOLERANCE * max(1, size)
+    assert relative(codes, together.double()) <= CODES * max(1, size)
     assert relative(codes, sinkhorn(scores).double()) > 1e-2
 
 
 @pytest.mark.parametrize("size", [1.0, 50.0])
 def test_problems_are_independent(size):
     scores, queue = cosines(3, 40, 30) * size, cosines(3, 9, 30) * size
-    codes = assert_matches(scores, queue=queue, tolerance=TOLERANCE * max(1, size))
+    codes = assert_codes(scores, queue=queue, tolerance=CODES * max(1, size))
     for h in range(3):
-        assert relative(codes[h], sinkhorn(scores[h], queue=queue[h]).double()) <= TOLERANCE * max(1, size)
+        assert relative(codes[h], sinkhorn(scores[h], queue=queue[h]).double()) <= CODES * max(1, size)
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
@@ -172,8 +154,8 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes(dtype):
     """The codes of the scores as they are: arithmetic is fp32 (20 / ε would overflow fp16)."""
-    codes = assert_matches(cosines(70, 50).to(dtype))
-    assert assert_matches(cosines(70, 50).to(dtype) * 10, tolerance=1e-4).dtype == codes.dtype == torch.float32
+    codes = assert_codes(cosines(70, 50).to(dtype))
+    assert assert_codes(cosines(70, 50).to(dtype) * 10, tolerance=1e-4).dtype == codes.dtype == torch.float32
 
 
 def test_strides_do_not_matter_and_scores_stay_as_they_are():
@@ -207,7 +189,7 @@ def test_from_features(dtype, queued):
     codes = sinkhorn_from_features(z, prototypes, queue=queue if queued else None)
     scores, more = z.double() @ prototypes.double().T, queue.double() @ prototypes.double().T
     expected = sinkhorn_reference(scores, queue=more if queued else None)
-    assert relative(codes, expected) <= (TOLERANCE if dtype == torch.float32 else 5e-5)
+    assert relative(codes, expected) <= (CODES if dtype == torch.float32 else 5e-5)
     assert codes.dtype == torch.float32
 
 
