@@ -30,8 +30,15 @@ def resolve_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: tor
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "fp32" if emulates("bf16", device) else "bf16"
+
+
+def emulates(precision: str, device: torch.device) -> bool:
+    """Whether `precision` is bf16 and the device a CPU without instructions for it."""
+    if precision != "bf16" or device.type != "cpu":
+        return False
     capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+    return not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def view_form(device: torch.device, precision: str, *, channels_last: bool) -> tuple[torch.dtype, bool]:

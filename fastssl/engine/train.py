@@ -36,7 +36,7 @@ from .feed import Feed
 from .finite import FILE, Guard, NotFinite, stop
 from .loss_scale import LEAST, LossScale
 from .monitor import Clock, Display, Metrics, Row
-from .precision import autocast, resolve_device, resolve_precision, set_threads
+from .precision import autocast, emulates, resolve_device, resolve_precision, set_threads
 from .ranks import Parallel, Ranks, joined
 from .requeue import continued
 from .step import train_step
@@ -403,6 +403,8 @@ class _Run:
             f"{len(self.train_source):,} images, {self.total_steps:,} steps of {config.train.batch_size} images × "
             f"{config.augment.views_per_image} views, run directory {self.run_dir}"
         )
+        if emulates(self.precision, self.device):
+            say("this CPU only emulates bf16, many times slower: --train.precision auto takes fp32 here")
         if self.step:
             say(f"continuing after step {self.step}")
         if self.evaluator is None and config.monitor.knn_epochs:

@@ -17,6 +17,7 @@ import fastssl
 from fastssl import config as configuration
 from fastssl.config import LoaderConfig, MonitorConfig, TrainConfig
 from fastssl.engine import checkpoint, checkpoints
+from fastssl.engine.precision import resolve_precision
 from fastssl.errors import UserError
 from fastssl.models import BackboneConfig
 
@@ -165,6 +166,16 @@ def test_a_full_disk_keeps_the_previous_checkpoint(image_folder, tmp_path, monke
     output = " ".join(capsys.readouterr().out.split())
     assert "could not be written ([Errno 28] No space left on device); the one from step 2 is kept" in output
     assert sorted(p.name for p in result.run_dir.rglob(".*")) == []
+
+
+@pytest.mark.parametrize(("native", "said"), [(True, 0), (False, 1)])
+def test_arithmetic_that_the_cpu_only_emulates_is_told(image_folder, tmp_path, monkeypatch, capsys, native, said):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})
+    config = small(image_folder, tmp_path / "run", precision="bf16", max_steps=1)
+    fastssl.pretrain(replace(config, monitor=replace(config.monitor, knn_epochs=0, baselines=False)))
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count("only emulates bf16, many times slower: --train.precision auto takes fp32") == said
+    assert resolve_precision("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
 
 
 def test_an_unreadable_image_is_named_counted_and_replaced(image_folder, tmp_path):
