@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastssl_kernels.augment import render_views
+from fastssl_kernels.augment import render_views, render_views_reference
 from fastssl_kernels.augment.cost import Work
 from interleaved import interleaved, report
+from part import Call, Floor, Part
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
@@ -71,8 +72,8 @@ def command_line() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    options = command_line()
+def problem(options: argparse.Namespace) -> tuple[list[Tensor], ViewSpec, ViewParams, Tensor]:
+    """Images, and the parameters of their views as the renderers take them."""
     rng = np.random.default_rng(0)
     sides = rng.integers(300, 501, (options.images, 2))
     images = [
@@ -80,8 +81,12 @@ def main() -> None:
     ]
     spec = ViewSpec(size=options.size)
     params = drawn(images, spec)
-    packed = triton_render.packed(params, spec, np.arange(len(params)) % len(images))
-    subjects: dict[str, Callable[[], Tensor]] = {
+    return images, spec, params, triton_render.packed(params, spec, np.arange(len(params)) % len(images))
+
+
+def subjects(options: argparse.Namespace) -> dict[str, Call]:
+    images, spec, params, packed = problem(options)
+    found: dict[str, Call] = {
         "render_views, float32": lambda: render_views(images, packed, spec.size),
         "render_views, bf16 channels-last": lambda: render_views(
             images, packed, spec.size, dtype=torch.bfloat16, channels_last=True
@@ -90,18 +95,44 @@ def main() -> None:
         "torchvision, view by view": lambda: by_torchvision(images, params, spec),
     }
     if options.device.type == "cpu" and native.available():
-        subjects["native renderer"] = lambda: native.render(images, params, spec)
-    expected = subjects["torch renderer"]()
-    for name, call in subjects.items():
-        difference = (call().float() - expected).abs()
-        print(f"{name:34}differs by {difference.max():.1e}, {difference.mean():.1e} on average")
-    ours = "render_views, bf16 channels-last"
-    moved = {name: Work(packed, spec.size, dtype=dtype).device_bytes() for name, dtype in _kinds(subjects).items()}
+        found["native renderer"] = lambda: native.render(images, params, spec)
+    return found
+
+
+def largest_difference(options: argparse.Namespace) -> Callable[[object], float]:
+    """Of a level in [0, 1]."""
+    images, spec, _, packed = problem(options)
+    exact = render_views_reference(images, packed, spec.size)
+
+    def error(views: object) -> float:
+        assert isinstance(views, Tensor)
+        return float((views.cpu().double() - exact.cpu()).abs().max())
+
+    return error
+
+
+def floor(options: argparse.Namespace, itemsize: int) -> Floor:
+    _, spec, _, packed = problem(options)
+    dtype = torch.float32 if itemsize == 4 else torch.bfloat16
+    return Floor(Work(packed, spec.size, dtype=dtype).floor_bytes())
+
+
+OURS = "render_views, bf16 channels-last"
+PART = Part(subjects, largest_difference, floor, OURS)
+
+
+def main() -> None:
+    options = command_line()
+    calls, error = subjects(options), largest_difference(options)
+    for name, call in calls.items():
+        print(f"{name:34}differs from float64 by {error(call()):.1e} at most")
+    _, spec, _, packed = problem(options)
+    moved = {name: Work(packed, spec.size, dtype=dtype).device_bytes() for name, dtype in _kinds(calls).items()}
     known = moved if options.device.type == "cuda" else None  # of the kernels only
-    report(interleaved(subjects, options.rounds, options.device), ours, options, known)
+    report(interleaved(calls, options.rounds, options.device), OURS, options, known)
 
 
-def _kinds(subjects: dict[str, Callable[[], Tensor]]) -> dict[str, torch.dtype]:
+def _kinds(subjects: dict[str, Call]) -> dict[str, torch.dtype]:
     """Dtypes of the subjects whose bytes are known."""
     names = [name for name in subjects if name.startswith("render_views")]
     return dict(zip(names, (torch.float32, torch.bfloat16), strict=True))

@@ -8,28 +8,31 @@ update alone costs. Interleaved; a ratio above 1 is slower than ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torchvision
 from fastssl_kernels.ema import ema_update_
-from fastssl_kernels.lars import LARS, cost, exclude_from_adaptation
+from fastssl_kernels.lars import LARS, cost, exclude_from_adaptation, lars_reference
 from interleaved import arguments, interleaved, report
-from torch import nn
+from part import Floor, relative
+from torch import Tensor, nn
+
+MODEL = "resnet50"
 
 
-def network(device: torch.device) -> nn.Module:
-    """ResNet-50 with gradients, the same for every implementation."""
+def network(device: torch.device, model: str = MODEL) -> nn.Module:
+    """A network with gradients, the same for every implementation."""
     torch.manual_seed(0)
-    net = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
+    net = getattr(torchvision.models, model)().to(device, memory_format=torch.channels_last)
     for p in net.parameters():
         p.grad = torch.randn_like(p) * 1e-2
     return net
 
 
-def subjects(device: torch.device) -> dict[str, Callable[[], object]]:
+def subjects(device: torch.device, model: str = MODEL) -> dict[str, Callable[[], object]]:
     def groups() -> list[dict]:
-        return exclude_from_adaptation(network(device), weight_decay=1e-6)
+        return exclude_from_adaptation(network(device, model), weight_decay=1e-6)
 
     def plain() -> list[dict]:
         return [{k: v for k, v in group.items() if k != "adapt"} for group in groups()]
@@ -37,11 +40,11 @@ def subjects(device: torch.device) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {}
     for variant in "ABC":
         found[f"fastssl {variant}"] = LARS(groups(), 0.1, variant=variant).step
-    online = network(device)
+    online = network(device, model)
     targets = [p.detach().clone() for p in online.parameters()]
     pair = (targets, list(online.parameters()))
     found["fastssl A with EMA, one sweep"] = LARS(exclude_from_adaptation(online), 0.1, ema=pair).step
-    other = network(device)
+    other = network(device, model)
     apart = LARS(exclude_from_adaptation(other), 0.1)
     theirs = [p.detach().clone() for p in other.parameters()]
 
@@ -63,8 +66,54 @@ def subjects(device: torch.device) -> dict[str, Callable[[], object]]:
         found["timm, foreach"] = Lars(plain(), lr=0.1, momentum=0.9, foreach=True).step
     except ImportError:
         print("timm is not installed")
+    found["plain torch, lars_reference"] = by_definition(network(device, model))
     found["torch SGD, fused (no LARS)"] = torch.optim.SGD(plain(), lr=0.1, momentum=0.9, fused=True).step
     return found
+
+
+def by_definition(net: nn.Module) -> Callable[[], object]:
+    """Variant C by `lars_reference`, a parameter after the other."""
+    parameters = [p.detach() for p in net.parameters()]
+    grads, buffers = [p.grad for p in net.parameters()], [torch.zeros_like(p) for p in parameters]
+
+    def step() -> None:
+        for p, g, v in zip(parameters, grads, buffers, strict=True):
+            adapt = p.ndim > 1
+            options = {"lr": 0.1, "weight_decay": 1e-6 if adapt else 0.0, "variant": "C", "adapt": adapt}
+            weight, buffer = lars_reference(p, g, v, **options)
+            p.copy_(weight)
+            v.copy_(buffer)
+
+    return step
+
+
+def error(device: torch.device, model: str = MODEL, variant: str = "C") -> float:
+    """Of one step of ours, the whole network as one vector, against float64."""
+    net = network(device, model)
+    before = [(p.detach().double(), p.grad.double()) for p in net.parameters() if p.grad is not None]
+    LARS(exclude_from_adaptation(net, weight_decay=1e-6), 0.1, variant=variant).step()
+    exact = [
+        lars_reference(
+            *(w, g, torch.zeros_like(w)),
+            lr=0.1,
+            weight_decay=1e-6 * (w.ndim > 1),
+            variant=variant,
+            adapt=w.ndim > 1,
+        )[0]
+        for w, g in before
+    ]
+    return relative([flat(net.parameters())], [flat(exact)])
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def floor(model: str = MODEL) -> Floor:
+    """Bytes of a step in float32; only what is adapted needs norms."""
+    with torch.device("meta"):
+        parameters = list(getattr(torchvision.models, model)().parameters())
+    return Floor(cost.parameter_bytes([p.numel() for p in parameters], measured=[p.ndim > 1 for p in parameters]))
 
 
 def main() -> None:
@@ -73,7 +122,7 @@ def main() -> None:
     with torch.device("meta"):
         parameters = list(torchvision.models.resnet50().parameters())
     sizes, adapted = [p.numel() for p in parameters], [p.ndim > 1 for p in parameters]
-    least = cost.parameter_bytes(sizes, measured=adapted)
+    least = floor().bytes
     moved = {f"fastssl {variant}": least for variant in "ABC"}
     moved["fastssl A with EMA, one sweep"] = cost.parameter_bytes(sizes, measured=adapted, averaged=True)
     moved["torch SGD, fused (no LARS)"] = 20 * sum(sizes)

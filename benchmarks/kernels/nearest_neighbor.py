@@ -16,37 +16,111 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from fastssl_kernels import nearest_neighbor
+from fastssl_kernels import Queue, nearest_neighbor
+from fastssl_kernels.nearest_neighbor import cost
 from interleaved import interleaved, report
 from nt_xent import peak_memory
+from part import Call, Floor, Part, installed, relative
 from torch import Tensor
 
 OURS = "fastssl bf16 queue"
 
 
-def subjects(options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
-    """Every call returns the neighbours [batch, width]."""
-    from lightly.models.modules import NNMemoryBankModule
-
+def rows(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Embeddings and a queue."""
     torch.manual_seed(0)
     z = torch.randn(options.batch, options.width, device=options.device)
-    queue = F.normalize(torch.randn(options.queue, options.width, device=options.device), dim=1)
+    return z, F.normalize(torch.randn(options.queue, options.width, device=options.device), dim=1)
+
+
+def subjects(options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
+    """Every call returns the neighbours [batch, width]."""
+    z, queue = rows(options)
     half = queue.bfloat16()
-    peer = NNMemoryBankModule(size=(options.queue, options.width)).to(options.device)
-    peer.bank = queue
 
-    def tuned() -> Tensor:
-        with torch.autocast(options.device.type, torch.bfloat16):
-            return peer(z)
+    def plain() -> Tensor:
+        return queue[(F.normalize(z, dim=1) @ queue.T).argmax(1)]
 
-    return {
+    found: dict[str, Callable[[], Tensor]] = {
         OURS: lambda: nearest_neighbor(z, half).rows,
         "fastssl bf16 queue, k = 5": lambda: nearest_neighbor(z, half, 5).rows[:, 0],
         "fastssl fp32 queue": lambda: nearest_neighbor(z, queue).rows,
-        "lightly NNMemoryBankModule": lambda: peer(z),
-        "lightly, autocast bf16": tuned,
-        "plain torch fp32": lambda: queue[(F.normalize(z, dim=1) @ queue.T).argmax(1)],
+        "plain torch fp32": plain,
+        "torch.compile of plain torch fp32": torch.compile(plain, dynamic=False),
     }
+    if installed("lightly"):
+        from lightly.models.modules import NNMemoryBankModule
+
+        peer = NNMemoryBankModule(size=(options.queue, options.width)).to(options.device)
+        peer.bank = queue
+
+        def tuned() -> Tensor:
+            with torch.autocast(options.device.type, torch.bfloat16):
+                return peer(z)
+
+        found["lightly NNMemoryBankModule"] = lambda: peer(z)
+        found["lightly, autocast bf16"] = tuned
+    return found
+
+
+def short_of_the_best(options: argparse.Namespace) -> Callable[[object], float]:
+    """How much nearer the nearest row is than the one that was found, in cosines, at most."""
+    z, queue = (x.double() for x in rows(options))
+    unit = F.normalize(z, dim=1)
+    best = (unit @ queue.T).amax(1)
+
+    def error(found: object) -> float:
+        assert isinstance(found, Tensor)
+        return float((best - (unit * F.normalize(found.double(), dim=1)).sum(1)).max())
+
+    return error
+
+
+def floor(options: argparse.Namespace, itemsize: int) -> Floor:
+    return Floor(*cost.floor(options.batch, options.queue, options.width, itemsize=itemsize))
+
+
+PART = Part(subjects, short_of_the_best, floor, OURS)
+
+
+def enqueued(options: argparse.Namespace) -> dict[str, Call]:
+    """A batch replaces the oldest rows; calls return the newest rows, the newest first."""
+    z, queue = rows(options)
+    ours, half = (Queue(*queue.shape, dtype=d, device=options.device) for d in (torch.float32, torch.bfloat16))
+
+    def enqueue(into: Queue) -> Tensor:
+        into.enqueue(z)
+        return into.newest(len(z))
+
+    found: dict[str, Call] = {
+        "fastssl fp32 queue": lambda: enqueue(ours),
+        "fastssl bf16 queue": lambda: enqueue(half),
+    }
+    if installed("lightly"):
+        from lightly.models.modules.memory_bank import MemoryBankModule
+
+        peer = MemoryBankModule(size=(options.queue, options.width)).to(options.device)
+
+        def bank() -> Tensor:
+            peer._dequeue_and_enqueue(F.normalize(z, dim=1))
+            end = int(peer.bank_ptr) or options.queue
+            return peer.bank[end - len(z) : end].flip(0)
+
+        found["lightly MemoryBankModule"] = bank
+    return found
+
+
+def unlike(options: argparse.Namespace) -> Callable[[object], float]:
+    exact = F.normalize(rows(options)[0].double(), dim=1).flip(0)
+    return lambda newest: relative(newest, [exact])
+
+
+def enqueued_floor(options: argparse.Namespace, itemsize: int) -> Floor:
+    """The batch is read, and written."""
+    return Floor(options.batch * options.width * (4 + itemsize))
+
+
+QUEUE = Part(enqueued, unlike, enqueued_floor, "fastssl fp32 queue")
 
 
 def compare(calls: dict[str, Callable[[], Tensor]], options: argparse.Namespace) -> None:

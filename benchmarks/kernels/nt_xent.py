@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastssl_kernels import info_nce, nt_xent
-from fastssl_kernels.nt_xent import nt_xent_reference
+from fastssl_kernels.nt_xent import cost, info_nce_reference, nt_xent_reference
 from interleaved import interleaved, report
+from memory import peak_bytes
+from part import Call, Floor, Part, in_float64, installed, relative_to, step
 from torch import Tensor
 
 OURS = "fastssl fp32"
-Call = Callable[[], object]
 
 
 def lightly_loss(z: Tensor) -> Tensor:
@@ -33,46 +33,76 @@ def lightly_loss(z: Tensor) -> Tensor:
     return NTXentLoss(temperature=0.5)(*z.chunk(2))
 
 
-def step(loss: Callable[..., Tensor], *inputs: Tensor, autocast: bool = False) -> None:
-    """One forward and backward pass; gradients are dropped first."""
-    for tensor in inputs:
-        tensor.grad = None
-    with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=autocast):
-        value = loss(*inputs)
-    value.backward()
+def embeddings(options: argparse.Namespace) -> Tensor:
+    """[2·batch, width]"""
+    torch.manual_seed(0)
+    return torch.randn(2 * options.batch, options.width, device=options.device, requires_grad=True)
 
 
 def subjects(options: argparse.Namespace) -> dict[str, Call]:
     """NT-Xent on [2·batch, width]."""
-    torch.manual_seed(0)
-    z = torch.randn(2 * options.batch, options.width, device=options.device, requires_grad=True)
+    z = embeddings(options)
     half = z.detach().bfloat16().requires_grad_()
+    compiled = torch.compile(partial(nt_xent_reference, temperature=0.5), dynamic=False)
     ours = partial(nt_xent, temperature=0.5)
-    return {
+    found: dict[str, Call] = {
         OURS: lambda: step(ours, z),
         "fastssl fp32 with metrics": lambda: step(lambda z: nt_xent(z, temperature=0.5, return_metrics=True)[0], z),
         "fastssl bf16": lambda: step(ours, half),
-        "lightly NTXentLoss fp32": lambda: step(lightly_loss, z),
-        "lightly NTXentLoss autocast bf16": lambda: step(lightly_loss, z, autocast=True),
         "plain torch fp32": lambda: step(partial(nt_xent_reference, temperature=0.5), z),
+        "torch.compile of plain torch fp32": lambda: step(compiled, z),
     }
+    if installed("lightly"):
+        found["lightly NTXentLoss fp32"] = lambda: step(lightly_loss, z)
+        found["lightly NTXentLoss autocast bf16"] = lambda: step(lightly_loss, z, autocast=True)
+    return found
+
+
+def exact(options: argparse.Namespace) -> list[Tensor]:
+    return in_float64(partial(nt_xent_reference, temperature=0.5), embeddings(options))
+
+
+def floor(options: argparse.Namespace, itemsize: int) -> Floor:
+    forward, backward = cost.nt_xent_floor(options.batch, options.width, itemsize=itemsize)
+    return Floor(forward.bytes + backward.bytes, forward.flops + backward.flops)
+
+
+def queries(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys of 256 images, and a queue."""
+    torch.manual_seed(0)
+    query = torch.randn(256, options.width, device=options.device, requires_grad=True)
+    key = torch.randn(256, options.width, device=options.device)
+    return query, key, F.normalize(torch.randn(options.queue, options.width, device=options.device), dim=1)
 
 
 def queue_subjects(options: argparse.Namespace) -> dict[str, Call]:
     """InfoNCE of 256 queries against a queue."""
-    from lightly.loss import NTXentLoss
-
-    torch.manual_seed(0)
-    query = torch.randn(256, options.width, device=options.device, requires_grad=True)
-    key = torch.randn(256, options.width, device=options.device)
-    queue = F.normalize(torch.randn(options.queue, options.width, device=options.device), dim=1)
-    peer = NTXentLoss(temperature=0.1, memory_bank_size=(options.queue, options.width)).to(options.device)
+    query, key, queue = queries(options)
     half = queue.bfloat16()
-    return {
+    plain = partial(info_nce_reference, key=key, queue=queue, temperature=0.1)
+    compiled = torch.compile(plain, dynamic=False)
+    found: dict[str, Call] = {
         OURS: lambda: step(lambda q: info_nce(q, key, queue=queue, temperature=0.1), query),
         "fastssl bf16 queue": lambda: step(lambda q: info_nce(q, key, queue=half, temperature=0.1), query),
-        "lightly NTXentLoss with bank": lambda: step(lambda q: peer(q, key), query),
+        "plain torch fp32": lambda: step(plain, query),
+        "torch.compile of plain torch fp32": lambda: step(compiled, query),
     }
+    if installed("lightly"):
+        from lightly.loss import NTXentLoss
+
+        peer = NTXentLoss(temperature=0.1, memory_bank_size=(options.queue, options.width)).to(options.device)
+        found["lightly NTXentLoss with bank"] = lambda: step(lambda q: peer(q, key), query)
+    return found
+
+
+def queue_exact(options: argparse.Namespace) -> list[Tensor]:
+    query, key, queue = queries(options)
+    return in_float64(partial(info_nce_reference, key=key.double(), queue=queue.double(), temperature=0.1), query)
+
+
+def queue_floor(options: argparse.Namespace, itemsize: int) -> Floor:
+    least = cost.info_nce_floor(256, options.queue, options.width, itemsize=itemsize)
+    return Floor(least.bytes, least.flops)
 
 
 def peak_memory(options: argparse.Namespace, name: str, make: Callable[[argparse.Namespace], dict[str, Call]]) -> float:
@@ -86,34 +116,13 @@ def _measure(options: argparse.Namespace, name: str, make: Callable[[argparse.Na
     torch.set_num_threads(options.threads)
     small = argparse.Namespace(**{**vars(options), "batch": 64, "queue": 512})
     make(small)[name]()
-    call = make(options)[name]
-    if options.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark
-    before = _resident()
-    call()
-    return (_high_water() - before) / 1024
+    return peak_bytes(make(options)[name], options.device) / 2**20
 
 
-def _status(field: str) -> float | None:
-    path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((float(line.split()[1]) for line in lines if line.startswith(field)), None)
-
-
-def _high_water() -> float:
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _resident() -> float:
-    return _status("VmRSS") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-PARTS = {"nt-xent": subjects, "queue": queue_subjects}
+PARTS = {
+    "nt-xent": Part(subjects, relative_to(exact), floor, OURS),
+    "queue": Part(queue_subjects, relative_to(queue_exact), queue_floor, OURS),
+}
 
 
 def main() -> None:
@@ -128,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write raw samples and environment to this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    make = PARTS[options.part]
+    make = PARTS[options.part].subjects
     calls = make(options)
     report(interleaved(calls, options.rounds, options.device, warmup=1), OURS, options)
     print("peak MB: " + ", ".join(f"{name} {peak_memory(options, name, make):.0f}" for name in calls))

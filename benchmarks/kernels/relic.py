@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from fastssl_kernels import relic, sample_negatives
+from fastssl_kernels.relic import cost, relic_reference
 from interleaved import interleaved, report
+from part import Call, Floor, Part, in_float64, relative, relative_to, step
 from torch import Tensor
 
 OURS = "fastssl fp32"
@@ -60,41 +64,82 @@ def plain_relic_v2(online: Tensor, target: Tensor, negatives: Tensor, large: int
     return loss / len(p)
 
 
-def step(loss: Loss, online: Tensor, target: Tensor, autocast: bool = False) -> Tensor:
-    """One forward and backward pass."""
-    online.grad = None
-    with torch.autocast(online.device.type, torch.bfloat16, enabled=autocast):
-        value = loss(online, target)
-    value.backward()
-    return value
-
-
-def subjects(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+def crops(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Online and target rows."""
     torch.manual_seed(0)
     large, small = (4, 2) if options.part == "relic-v2" else (2, 0)
     images = torch.randn(options.batch, options.width, device=options.device)
     online, target = (
         (images + torch.randn(n, *images.shape, device=options.device)).flatten(0, 1) for n in (large + small, large)
     )
-    online.requires_grad_()
+    return online.requires_grad_(), target
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Of `relic` and its reference."""
     shared = {"temperature": TEMPERATURE, "alpha": ALPHA}
+    if options.part != "relic-v2":
+        return {"views": (2, 0), "self_pairs": False, **shared}
+    negatives = sample_negatives(options.batch, options.negatives, seed=0, step=0, device=options.device)
+    return {"views": (4, 2), "negatives": negatives, **shared}
+
+
+def subjects(options: argparse.Namespace) -> dict[str, Call]:
+    online, target = crops(options)
+    chosen = settings(options)
+    ours: Loss = partial(relic, **chosen)
+    plain: Loss = plain_relic
     if options.part == "relic-v2":
-        negatives = sample_negatives(options.batch, options.negatives, seed=0, step=0, device=options.device)
-        ours: Loss = lambda o, t: relic(o, t, views=(large, small), negatives=negatives, **shared)  # noqa: E731
-        plain: Loss = lambda o, t: plain_relic_v2(o, t, negatives)  # noqa: E731
-    else:
-        ours = lambda o, t: relic(o, t, views=(2, 0), self_pairs=False, **shared)  # noqa: E731
-        plain = plain_relic
-    values = [(step(loss, online, target).item(), online.grad) for loss in (ours, plain)]
-    (loss, gradient), (plain_loss, plain_gradient) = values
-    error = ((gradient - plain_gradient).norm() / plain_gradient.norm()).item()
-    print(f"loss {loss:.6f} and {plain_loss:.6f}, relative difference of gradients {error:.1e}")
+        plain = partial(plain_relic_v2, negatives=chosen["negatives"])
+    compiled = torch.compile(plain, dynamic=False)
     return {
         OURS: lambda: step(ours, online, target),
         "fastssl autocast bf16": lambda: step(ours, online, target, autocast=True),
         "plain torch fp32": lambda: step(plain, online, target),
         "plain torch autocast bf16": lambda: step(plain, online, target, autocast=True),
+        "torch.compile of plain torch fp32": lambda: step(compiled, online, target),
     }
+
+
+def exact(options: argparse.Namespace) -> list[Tensor]:
+    return in_float64(partial(relic_reference, **settings(options)), *crops(options))
+
+
+def floor(options: argparse.Namespace, itemsize: int) -> Floor:
+    second = options.part == "relic-v2"
+    negatives, pairs = (options.negatives, True) if second else (options.batch - 1, False)
+    large, small = (4, 2) if second else (2, 0)
+    both = cost.relic_floor(
+        options.batch, options.width, negatives, large=large, small=small, self_pairs=pairs, itemsize=itemsize
+    )
+    return Floor(sum(c.bytes for c in both), sum(c.flops for c in both))
+
+
+PART = Part(subjects, relative_to(exact), floor, OURS)
+
+
+def draws(options: argparse.Namespace) -> dict[str, Call]:
+    """Negatives of a step: a hash an image, and a permutation, which ranks would have to share."""
+    drawn = {"seed": 0, "step": 0, "device": options.device}
+    return {
+        "fastssl": lambda: sample_negatives(options.batch, options.negatives, **drawn),
+        "torch randperm": lambda: torch.randperm(options.batch, device=options.device)[: options.negatives],
+    }
+
+
+def repeated(options: argparse.Namespace) -> Callable[[object], float]:
+    """The share of the draws that are no image or one drawn twice; the definition has no other law."""
+
+    def error(drawn: object) -> float:
+        assert isinstance(drawn, Tensor)
+        fine = drawn[(drawn >= 0) & (drawn < options.batch)].unique()
+        return 1 - len(fine) / options.negatives
+
+    return error
+
+
+DRAWS = Part(draws, repeated, lambda options, _: Floor(8 * options.batch), "fastssl")
+"""A 64-bit number an image is written once."""
 
 
 def main() -> None:
@@ -109,7 +154,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write raw samples and environment to this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    report(interleaved(subjects(options), options.rounds, options.device, warmup=1), OURS, options)
+    calls, error = subjects(options), exact(options)
+    for name, call in calls.items():
+        print(f"{name:34} differs from float64 by {relative(call(), error):.1e}")
+    report(interleaved(calls, options.rounds, options.device, warmup=1), OURS, options)
 
 
 if __name__ == "__main__":
