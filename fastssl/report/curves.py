@@ -87,13 +87,17 @@ def curves_svg(rows: Sequence[Row], references: References | None = None) -> str
             out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
     svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
+    return for_dark_pages(svg[svg.index("<svg") :])
+
+
+def for_dark_pages(svg: str) -> str:
+    """The SVG with the colours of `DARK_PAGE` where the reader's scheme is dark."""
     dark = "".join(
         f'[style*="{kind}: {light}"]{{{kind}:{color}!important}}'
         for light, color in DARK_PAGE.items()
         for kind in ("fill", "stroke")
     )
-    start = svg.index(">") + 1
+    start = svg.index(">", svg.index("<svg")) + 1
     return f"{svg[:start]}<style>@media (prefers-color-scheme:dark){{{dark}}}</style>{svg[start:]}"
 
 

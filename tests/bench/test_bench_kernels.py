@@ -140,3 +140,19 @@ def test_minutes_must_be_some(minutes):
     done = command(f"--minutes={minutes}")
     assert done.returncode == 2
     assert "--minutes must be more than 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_nt_xent_against_the_batch_writes_a_record(tmp_path):
+    file = KERNELS / "nt_xent_memory.py"
+    arguments = ["--batches", "8", "16", "--rounds", "2", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-W", "ignore", str(file), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "samples.json").read_text())
+    assert [row["batch"] for row in run["rows"]] == [8, 16]
+    for row in run["rows"]:
+        assert row["seconds"].keys() | row["left_out"].keys() >= {"fastssl fp32", "lightly NTXentLoss fp32"}
+        assert row["seconds"].keys() == row["peak_mb"].keys()
+        assert all(len(seconds) == 2 for seconds in row["seconds"].values())
+    assert str(tmp_path) not in (tmp_path / "README.md").read_text() + json.dumps(run)
+    assert json.loads((tmp_path / "environment.json").read_text())["cpu"]["cores"]
