@@ -129,8 +129,8 @@ def test_deepclusterv2_for_six_steps(counts):
 def test_selav2_for_five_steps(counts):
     """A second epoch begins with the last of them; a sixth would amplify fp32's rounding past the tolerance.
 
-    So do five that begin near a kink of relu or a tie of two clusters, as with every third seed. With this one the error
-    is a tenth of the tolerance, on one thread and two, with oneDNN and without.
+    So do five that begin near a kink of relu or a tie of two clusters, as with every third seed. With this one the
+    error is a tenth of the tolerance, on one thread and two, with oneDNN and without.
     """
     torch.manual_seed(14)
     method = make_sela()
