@@ -50,13 +50,14 @@ def both(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 def measure(options: argparse.Namespace, batch: int) -> dict[str, Any]:
     """One row of the record."""
     chosen = argparse.Namespace(**{**vars(options), "batch": batch, "width": WIDTH})
-    fits = 2 * needed_bytes(batch) <= free_bytes(options.device)
-    names = [OURS, PEER] if fits else [OURS]
+    left_out = {}
+    if PEER not in subjects(chosen):
+        left_out[PEER] = "lightly is not installed"
+    elif 2 * needed_bytes(batch) > free_bytes(options.device):
+        left_out[PEER] = f"would need {needed_bytes(batch) / 2**30:,.0f} GB, predicted as {MATRICES} matrices"
+    names = [OURS] if left_out else [OURS, PEER]
     peaks = {name: round(peak_memory(chosen, name, partial(both, names=[name])), 2) for name in names}
     samples = interleaved(both(chosen, names), options.rounds, options.device, warmup=1)
-    left_out = (
-        {} if fits else {PEER: f"would need {needed_bytes(batch) / 2**30:,.0f} GB, predicted as {MATRICES} matrices"}
-    )
     return {"batch": batch, "seconds": samples, "peak_mb": peaks, "left_out": left_out}
 
 
