@@ -12,7 +12,7 @@ from fastssl.models import BackboneConfig
 IMAGES, CLASSES = 48, 3
 SMALL = {
     "simclr": {"hidden": 16, "out": 8},
-    "simclrv2": {"hidden": 16, "out": 8},
+    "simclrv2": {"hidden": 16, "out": 8, "memory": 28, "memory_momentum": 0.9},
     "mocov1": {"out": 8, "queue": 28, "norm_groups": 4, "head_norm": False},
     "mocov2": {"out": 8, "queue": 28, "norm_groups": 4, "head_norm": False},
     "byol": {"hidden": 16, "out": 8},

@@ -12,13 +12,14 @@ from .moco import MoCo, MoCoV1Config, MoCoV2Config
 from .nnclr import NNCLR, NNCLRConfig
 from .relic import RELIC, RELICConfig, RELICv2Config
 from .selav2 import SeLaV2, SeLaV2Config
-from .simclr import SimCLR, SimCLRConfig, SimCLRv2Config
+from .simclr import SimCLR, SimCLRConfig
+from .simclrv2 import SimCLRv2, SimCLRv2Config
 from .supervised import Supervised, SupervisedConfig
 from .swav import SwAV, SwAVConfig
 
 METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
     "simclr": (SimCLRConfig, SimCLR),
-    "simclrv2": (SimCLRv2Config, SimCLR),
+    "simclrv2": (SimCLRv2Config, SimCLRv2),
     "mocov1": (MoCoV1Config, MoCo),
     "mocov2": (MoCoV2Config, MoCo),
     "byol": (BYOLConfig, BYOL),

@@ -53,14 +53,6 @@ class SimCLRConfig(MethodConfig):
             raise UserError(f"simclr compares at least two views of an image, the recipe has {sum(counts)}")
 
 
-@dataclass(frozen=True)
-class SimCLRv2Config(SimCLRConfig):
-    """Constants of the method: version 1's loss with a deeper projector (Chen et al., arXiv 2006.10029, section 2)."""
-
-    layers: int = 3
-    """Layers of the projector; fine-tuning starts from its first."""
-
-
 class SimCLR(Method):
     def __init__(self, config: SimCLRConfig, backbone: nn.Module, width: int) -> None:
         super().__init__()
@@ -77,7 +69,12 @@ class SimCLR(Method):
         return self.projector(torch.cat([self.backbone(group) for group in views.groups]))
 
     def loss_of(self, z: torch.Tensor, targets: torch.Tensor | None, views: Views, step: StepState) -> Losses:
-        loss, metrics = nt_xent(z, temperature=self.config.temperature, views=views.total, return_metrics=True)
+        return self.contrasted(z, views)
+
+    def contrasted(self, z: torch.Tensor, views: Views, memory: torch.Tensor | None = None) -> Losses:
+        """The loss of `z` `[V·B, out]`, with the rows of `memory` `[K, out]` as further negatives."""
+        temperature = self.config.temperature
+        loss, metrics = nt_xent(z, temperature=temperature, views=views.total, queue=memory, return_metrics=True)
         if self.config.reduction == "sum":
             loss = 2 * loss
         return Losses(

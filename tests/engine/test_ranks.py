@@ -40,6 +40,8 @@ def config_of(name):
     known = {key: value for key, value in changes.items() if getattr(config, key, None)}
     if name == "swav":
         known |= {"queue": 32, "queue_epoch": 0.0}
+    if name == "simclrv2":
+        known |= {"memory": 32}
     return replace(config, **known)
 
 

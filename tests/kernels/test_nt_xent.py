@@ -127,6 +127,32 @@ def test_rows_need_not_be_contiguous():
     assert_nt_xent(wide.T[:32].T, temperature=0.5, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("queue", [0, 1, 1700])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.02, 0.2])
+@pytest.mark.parametrize("batch", [1, 90])
+def test_a_memory_of_negatives(batch, temperature, dtype, queue, views):
+    """SimCLR v2: rows of the memory join every denominator and pull no gradient of their own."""
+    negatives = F.normalize(torch.randn(queue, 64), dim=1).to(dtype).requires_grad_()
+    z = views_of(batch, 64, views, cosine=0.1, dtype=dtype)
+    tolerance = TOLERANCE[dtype] * (1 if temperature > 0.1 else 4)
+    assert_nt_xent(z, temperature=temperature, views=views, queue=negatives.detach(), tolerance=tolerance)
+    z.requires_grad_()
+    nt_xent(z, temperature=temperature, views=views, queue=negatives).backward()
+    assert negatives.grad is None
+
+
+def test_rows_as_they_are_with_a_memory():
+    z, queue = views_of(70, 20) / 1e6, torch.randn(50, 20)
+    assert_nt_xent(z, temperature=0.7, normalize=False, queue=queue, tolerance=1e-5)
+
+
+def test_an_empty_memory_is_none():
+    z = views_of(30, 16)
+    assert torch.equal(nt_xent(z, temperature=0.1, queue=z[:0]), nt_xent(z, temperature=0.1))
+
+
 @pytest.mark.parametrize("queue", [None, 0, 1, 700])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.02, 0.2])
@@ -211,10 +237,13 @@ NT_XENT_ARGUMENTS = [
 ]
 
 
+@pytest.mark.parametrize("queue", [False, True])
 @pytest.mark.parametrize(("normalize", "dtype", "metrics"), NT_XENT_ARGUMENTS)
-def test_the_operator_keeps_its_contract(normalize, dtype, metrics):
+def test_the_operator_keeps_its_contract(normalize, dtype, metrics, queue):
     z = torch.randn(12, 8, dtype=dtype, requires_grad=True)
-    opcheck(torch.ops.fastssl.nt_xent_forward.default, (z, 0.1, 2, normalize, dtype, metrics, ""))
+    negatives = torch.randn(9, 8, dtype=dtype) if queue else None
+    arguments = (z, negatives, 0.1, 2, normalize, dtype, metrics, True, "")
+    opcheck(torch.ops.fastssl.nt_xent_forward.default, arguments)
 
 
 @pytest.mark.parametrize("queue", [False, True])
@@ -229,7 +258,7 @@ def test_the_info_nce_operator_keeps_its_contract(queue):
 def test_compiled_without_graph_breaks():
     def step(z, queue):
         half = z.shape[0] // 2
-        loss, metrics = nt_xent(z * 2, temperature=0.1, return_metrics=True)
+        loss, metrics = nt_xent(z * 2, queue=queue, temperature=0.1, return_metrics=True)
         return loss + info_nce(z[:half], z[half:], queue=queue, temperature=0.2), metrics.accuracy
 
     z, queue = views_of(24, 16, cosine=0.8).requires_grad_(), F.normalize(torch.randn(40, 16), dim=1)
@@ -288,6 +317,9 @@ def test_the_adapter_is_a_drop_in():
         ({"z": torch.zeros(0, 8)}, "z must not be empty"),
         ({"z": torch.zeros(8, 4, dtype=torch.int64)}, "z must be a floating-point tensor, got torch.int64"),
         ({"group": "all"}, "group must be a process group"),
+        ({"queue": torch.randn(9, 5)}, "queue must have the width of z, 4, got 5"),
+        ({"queue": torch.zeros(9, 4, dtype=torch.int32)}, "queue must be a floating-point tensor"),
+        ({"queue": torch.randn(9, 4, device="meta")}, "queue must be on the device of z, cpu, got meta"),
     ],
 )
 def test_nt_xent_says_what_is_wrong(change, message):
@@ -303,7 +335,8 @@ def test_nt_xent_says_what_is_wrong(change, message):
         ({"queue": torch.randn(9, 5)}, "queue must have the width of query, 4, got 5"),
         ({"queue": torch.zeros(9, 4, dtype=torch.int32)}, "queue must be a floating-point tensor"),
         ({"query": torch.randn(8, 4, 1)}, "query must have two dimensions"),
-        ({"key": torch.randn(8, 4, device="meta")}, "must be on the device of query"),
+        ({"key": torch.randn(8, 4, device="meta")}, "key must be on the device of query"),
+        ({"queue": torch.randn(9, 4, device="meta")}, "queue must be on the device of query, cpu, got meta"),
     ],
 )
 def test_info_nce_says_what_is_wrong(change, message):

@@ -26,7 +26,7 @@ def contrast(layers, views, queue, case, group):
     if case.startswith("nt_xent"):
         rows = online(views.flatten(0, 1))
         options = {"temperature": 0.01 if case.endswith("online") else 0.2, "views": len(views), "group": group}
-        return nt_xent(rows, return_metrics=True, **options)
+        return nt_xent(rows, queue=queue if "memory" in case else None, return_metrics=True, **options)
     query, key = online(views[0]), key_layer(views[1])
     if case == "info_nce queue":
         return info_nce(query, key.detach(), queue=queue, temperature=0.2, group=group, return_metrics=True)
@@ -35,7 +35,15 @@ def contrast(layers, views, queue, case, group):
     return info_nce(query, key, temperature=0.2, group=group, return_metrics=True)
 
 
-CASES = ["nt_xent", "nt_xent three views", "nt_xent online", "info_nce", "info_nce predicted", "info_nce queue"]
+CASES = [
+    "nt_xent",
+    "nt_xent three views",
+    "nt_xent online",
+    "nt_xent memory",
+    "info_nce",
+    "info_nce predicted",
+    "info_nce queue",
+]
 
 
 def inputs():

@@ -129,7 +129,11 @@ def test_simclrv2_constants():
     config = recipes.simclrv2()
     assert dataclasses.asdict(config.method) == {
         "temperature": 0.1, "hidden": 0, "out": 128, "layers": 3, "init_std": 0.01, "reduction": "sum",
+        "memory": 0, "memory_momentum": 0.999,
     }  # fmt: skip
+    remembering = recipes.simclrv2("imagenet-800ep-memory")
+    assert (remembering.method.memory, remembering.method.memory_momentum) == (65_536, 0.999)
+    assert dataclasses.replace(remembering, recipe=config.recipe, method=config.method) == config
     optim = config.optim
     assert (optim.name, optim.lars_variant, optim.weight_decay, optim.warmup_epochs) == ("lars", "A", 1e-4, 40)
     assert optim.peak_lr(4096) == pytest.approx(6.4)

@@ -38,6 +38,17 @@ class Sums:
     weighted: Tensor | None = None
     attraction: Tensor | None = None
 
+    def __add__(self, other: Sums) -> Sums:
+        """Over the logits of both, of which `other` must have some in every row and alone may have an attraction."""
+        log_sum = torch.logaddexp(self.log_sum, other.log_sum)
+        mine, theirs = (self.log_sum - log_sum).exp_(), (other.log_sum - log_sum).exp_()
+        sums = Sums(log_sum, attraction=None if other.attraction is None else other.attraction * theirs[:, None])
+        if self.largest is not None and other.largest is not None:
+            sums.largest = torch.maximum(self.largest, other.largest)
+        if self.weighted is not None and other.weighted is not None:
+            sums.weighted = self.weighted * mine + other.weighted * theirs
+        return sums
+
 
 def triangle_sums(z: Tensor, batch: int, logits: Logits, metrics: bool) -> Sums:
     """`Sums` of every row of `z` [V·B, D] against all rows; half the products, as block (I, J) also serves (J, I)."""

@@ -25,9 +25,12 @@ from .reference import TIE
 
 
 def nt_xent_forward(
-    x: Tensor, logits: Logits, views: int, metrics: bool, group: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, [accuracy, entropy], columns [V·W·B, D], factor [V·B], lse of every column, share [V·B]."""
+    x: Tensor, queue: Tensor | None, logits: Logits, views: int, metrics: bool, gradient: bool, group: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, [accuracy, entropy], columns [V·W·B, D], factor [V·B], lse of every column, share [V·B], attraction.
+
+    The attraction [V·B, D] is Σ_n p_in n over the queue; it is empty unless there is one and a gradient is wanted.
+    """
     z, factor = _rows(x, logits)
     batch = len(z) // views
     columns = gather_rows(z.to(logits.products), views, group) if group else z
@@ -36,11 +39,13 @@ def nt_xent_forward(
         sums = rectangle_sums(z, columns, logits, metrics=metrics, exclude=exclude, attraction=False)
     else:
         sums = triangle_sums(z, batch, logits, metrics)
+    if queue is not None:
+        sums = sums + rectangle_sums(z, queue, logits, metrics=metrics, exclude=None, attraction=gradient)
     positives = _view_products(z, views) / logits.temperature
     rounded = _view_products(_rounded(z, logits), views) if metrics else None
     own = _row_table(sums, positives, logits, rounded)
-    table = gather_rows(own, views, group)
-    return *_means(table), columns, factor, table[:, 2].clone(), own[:, 0].clone()
+    table, share = gather_rows(own, views, group), own[:, 0].clone()
+    return *_means(table), columns, factor, table[:, 2].clone(), share, _attraction(sums, share)
 
 
 def nt_xent_backward(
@@ -50,6 +55,7 @@ def nt_xent_backward(
     factor: Tensor,
     lse: Tensor,
     share: Tensor,
+    attraction: Tensor,
     logits: Logits,
     views: int,
     group: str,
@@ -72,6 +78,8 @@ def nt_xent_backward(
             positive = (by_view * other).sum(2) / logits.temperature
             weight = (positive - own).exp_() + (positive - own.roll(-step, 0)).exp_() - 2.0 / (views - 1)
         total.view_as(by_view).addcmul_(weight[..., None], other)
+    if attraction.numel():
+        total += attraction
     scale = grad / (len(x) * logits.temperature)
     return _through_norm(total.mul_(scale), z, factor, logits).to(x.dtype)
 
@@ -99,7 +107,7 @@ def info_nce_forward(
     rounded = (_rounded(q, logits) * _rounded(k, logits)).sum(1)[None] if metrics else None
     table = _row_table(sums, positive, logits, rounded)
     share = table[:, 0].clone()
-    attraction = q.new_empty(0) if sums.attraction is None else sums.attraction.mul_(share[:, None])
+    attraction = _attraction(sums, share)
     table = gather_rows(table, 1, group)
     queries, lse = q.new_empty(0), q.new_empty(0)
     if key_gradient and queue is None:
@@ -168,6 +176,11 @@ def _row_table(sums: Sums, positives: Tensor, logits: Logits, rounded: Tensor | 
         expected = sums.weighted * share + ((positives - lse).exp() * positives).sum(0)
         columns += [(best > sums.largest + TIE / logits.temperature).float(), lse - expected]
     return torch.stack(columns, 1)
+
+
+def _attraction(sums: Sums, share: Tensor) -> Tensor:
+    """Σ_n p_in n over the negatives; empty where the sums have none."""
+    return share.new_empty(0) if sums.attraction is None else sums.attraction.mul_(share[:, None])
 
 
 def _means(table: Tensor) -> tuple[Tensor, Tensor]:

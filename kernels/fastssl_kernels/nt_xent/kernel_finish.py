@@ -35,6 +35,7 @@ def finish_kernel(
     weight,
     attraction,
     slots,
+    attracted_slots,
     length,
     c,
     tie,
@@ -59,7 +60,7 @@ def finish_kernel(
     share [rows]: probability of all negatives together.
     weight, padded layout: 2^(−lse) · 2^log2_rescale, or with ONLINE lse − log2_rescale, in log 2: what the gradient
     multiplies or subtracts. The rescaling keeps weights within the range of fp16 products.
-    attraction [rows, D] with ATTRACT: Σ p_in n over the negatives.
+    attraction [rows, D] with ATTRACT: Σ p_in n over the negatives of the first `attracted_slots` slots.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < rows
@@ -81,7 +82,12 @@ def finish_kernel(
         total += relative * tl.load(pointers, mask=real, other=0.0)
         if METRICS:
             weighted += relative * tl.load(pointers + 2 * length, mask=real, other=0.0)
-        if ATTRACT:
+    if ATTRACT:
+        for slot in range(attracted_slots):
+            relative = tl.full((ROWS,), 1.0, tl.float32)
+            if ONLINE:
+                pointers = partial + (tl.cast(slot, tl.int64) * statistics + 1) * length + at
+                relative = tl.exp2(tl.load(pointers, mask=real, other=LOWEST) - top)
             inside = (tl.cast(slot, tl.int64) * length + at)[:, None] * P + tl.arange(0, P)[None, :]
             gathered += relative[:, None] * tl.load(attracted + inside, mask=real[:, None], other=0.0)
 

@@ -34,23 +34,32 @@ HALF_RESCALE = 14
 
 
 def nt_xent_forward(
-    x: Tensor, logits: Logits, views: int, metrics: bool, group: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, [accuracy, entropy], columns, factor, weight of every column, share; as `cpu.nt_xent_forward`."""
+    x: Tensor, queue: Tensor | None, logits: Logits, views: int, metrics: bool, gradient: bool, group: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, [accuracy, entropy], columns, factor, weight of every column, share, attraction; as on the CPU."""
     x = x.contiguous()
     batch = len(x) // views
     z, factor = unit_rows(x, logits, views)
-    if logits.known_maximum and not metrics and not group:
-        partial = _triangle(z, logits, views, batch)
-        table, share, weight, _ = _finish(partial, None, x, factor, z, None, logits, views, logits.online, metrics)
-        return *_means(table), z, factor, weight, share
-    columns, width, first = _columns(z, views, batch, group)
-    partial, _ = _rectangle(z, columns, logits, views, batch, width, first, logits.online, metrics, attract=False)
-    table, share, weight, _ = _finish(partial, None, x, factor, z, None, logits, views, logits.online, metrics)
+    attract = queue is not None and gradient
+    online = logits.online_with_attraction if attract else logits.online
+    if online or metrics or group:
+        columns, width, first = _columns(z, views, batch, group)
+        partial, _ = _rectangle(z, columns, logits, views, batch, width, first, online, metrics, attract=False)
+    else:
+        columns, partial = z, _triangle(z, logits, views, batch)
+    attracted = None
+    if queue is not None:
+        # Slots of the queue come first, as only they have attractions.
+        negatives, width = _queue_columns(queue, logits), len(queue)
+        more, attracted = _rectangle(
+            z, negatives, logits, 1, batch, width, 0, online, metrics, attract=attract, exclude=False
+        )
+        partial = torch.cat([more, partial])
+    table, share, weight, attraction = _finish(partial, attracted, x, factor, z, None, logits, views, online, metrics)
     if group:
         table = gather_rows(table, views, group)
-        weight = _column_weight(table[:, 1], views, logits, logits.online)
-    return *_means(table), columns, factor, weight, share
+        weight = _column_weight(table[:, 1], views, logits, online)
+    return *_means(table), columns, factor, weight, share, attraction
 
 
 def nt_xent_backward(
@@ -60,18 +69,24 @@ def nt_xent_backward(
     factor: Tensor,
     weight: Tensor,
     share: Tensor,
+    attraction: Tensor,
     logits: Logits,
     views: int,
     group: str,
 ) -> Tensor:
-    """Gradient of `x` [V·B, D]; one kernel unless rows are few or wide."""
+    """Gradient of `x` [V·B, D]; one kernel unless rows are few or wide or there is a queue."""
     x = x.contiguous()
     batch = len(x) // views
     size, rank = size_and_rank(group)
     z = unit_rows(x, logits, views)[0] if group else columns
-    return _gradient(
-        z, columns, weight, x, factor, None, share, grad, logits, views, size * batch, rank * batch, logits.online
+    attract = attraction.numel() > 0
+    online = logits.online_with_attraction if attract else logits.online
+    gradient = _gradient(
+        z, columns, weight, x, factor, None, share, grad, logits, views, size * batch, rank * batch, online
     )
+    if attract:
+        gradient += _through_norm(_as_sums(attraction), x, x, torch.zeros_like(share), grad, logits, len(x))
+    return gradient
 
 
 def info_nce_forward(
@@ -113,8 +128,7 @@ def info_nce_query_backward(
     grad: Tensor, query: Tensor, key: Tensor, attraction: Tensor, share: Tensor, logits: Logits
 ) -> Tensor:
     query, key = query.contiguous(), key.contiguous()
-    sums = F.pad(attraction, (0, padded_width(query.shape[1]) - query.shape[1]))
-    return _through_norm(sums[None], query, key, share, grad, logits, len(query))
+    return _through_norm(_as_sums(attraction), query, key, share, grad, logits, len(query))
 
 
 def info_nce_key_backward(
@@ -191,6 +205,11 @@ def _columns(z: Tensor, views: int, batch: int, group: str) -> tuple[Tensor, int
 def _queue_columns(queue: Tensor, logits: Logits) -> Tensor:
     pad = padded_width(queue.shape[1]) - queue.shape[1]
     return (F.pad(queue, (0, pad)) if pad else queue).to(logits.products).contiguous()
+
+
+def _as_sums(attraction: Tensor) -> Tensor:
+    """[rows, D] -> the [1, rows, P] that `through_norm_kernel` reads."""
+    return F.pad(attraction, (0, padded_width(attraction.shape[1]) - attraction.shape[1]))[None]
 
 
 def _column_weight(lse: Tensor, segments: int, logits: Logits, online: bool) -> Tensor:
@@ -314,6 +333,7 @@ def _finish(
         weight,
         attraction,
         partial.shape[0],
+        len(attracted) if attracted is not None and attract else 0,
         partial.shape[2],
         c,
         TIE * c,

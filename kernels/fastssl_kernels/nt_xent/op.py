@@ -24,6 +24,7 @@ def nt_xent(
     *,
     temperature: float,
     views: int = ...,
+    queue: Tensor | None = ...,
     group: Group = ...,
     normalize: bool = ...,
     return_metrics: Literal[False] = ...,
@@ -34,6 +35,7 @@ def nt_xent(
     *,
     temperature: float,
     views: int = ...,
+    queue: Tensor | None = ...,
     group: Group = ...,
     normalize: bool = ...,
     return_metrics: Literal[True],
@@ -43,6 +45,7 @@ def nt_xent(
     *,
     temperature: float,
     views: int = 2,
+    queue: Tensor | None = None,
     group: Group = None,
     normalize: bool = True,
     return_metrics: bool = False,
@@ -52,6 +55,8 @@ def nt_xent(
     z: [views·B, D] embeddings of any floating dtype, view-major: rows i, i + B, ... are the views of image i.
     temperature: τ > 0; logits are cosine / τ.
     views: V ≥ 2. A row's loss is its mean over its V − 1 positives of −log softmax_{j≠i}(s_ij / τ) at the positive.
+    queue: [K, D] further negatives of every row, without gradient and already unit length if `normalize`: SimCLR v2's
+        memory. The same on every rank; K = 0 is none.
     group: processes whose rows serve as negatives, each with the same B. None is the default process group, or this
         process alone where torch.distributed is not initialised; "local" never communicates.
     normalize: divide rows by their length first. False takes rows as they are (logits are inner products / τ).
@@ -62,16 +67,24 @@ def nt_xent(
     so that averaging over ranks, as data-parallel training does, gives exactly the one-process gradient. A zero row
     counts as the zero vector and gets no gradient.
 
-    Raises ValueError where shape, dtype, temperature, views or group make no sense.
+    Raises ValueError where shape, dtype, device, temperature, views or group make no sense.
     """
     check.rows("z", z)
     check.number("temperature", temperature)
     check.whole("views", views, 2)
     if z.shape[0] % views:
         raise ValueError(f"z has {z.shape[0]} rows, which is not a multiple of views={views}")
-    products = product_dtype(z)
+    negatives = [] if queue is None else [_negatives(queue, z, "z")]
     loss, statistics, *_ = torch.ops.fastssl.nt_xent_forward(
-        z, float(temperature), views, normalize, products, return_metrics, group_name(group)
+        z,
+        negatives[0] if negatives and len(negatives[0]) else None,
+        float(temperature),
+        views,
+        normalize,
+        product_dtype(z, *negatives),
+        return_metrics,
+        torch.is_grad_enabled() and z.requires_grad,
+        group_name(group),
     )
     return (loss, _metrics(statistics)) if return_metrics else loss
 
@@ -124,15 +137,10 @@ def info_nce(
     check.number("temperature", temperature)
     if key.shape != query.shape:
         raise ValueError(f"key must have the shape of query {tuple(query.shape)}, got {tuple(key.shape)}")
-    if queue is not None:
-        check.rows("queue", queue, may_be_empty=True)
-        if queue.shape[1] != query.shape[1]:
-            raise ValueError(f"queue must have the width of query, {query.shape[1]}, got {queue.shape[1]}")
-        queue = queue.detach()
+    if key.device != query.device:
+        raise ValueError(f"key must be on the device of query, {query.device}, got {key.device}")
+    queue = None if queue is None else _negatives(queue, query, "query")
     others = [key] if queue is None else [key, queue]
-    for name, other in zip(("key", "queue"), others, strict=False):
-        if other.device != query.device:
-            raise ValueError(f"{name} must be on the device of query, {query.device}, got {other.device}")
     graph = torch.is_grad_enabled()
     loss, statistics, *_ = torch.ops.fastssl.info_nce_forward(
         query,
@@ -147,6 +155,16 @@ def info_nce(
         group_name(group),
     )
     return (loss, _metrics(statistics)) if return_metrics else loss
+
+
+def _negatives(queue: Tensor, rows: Tensor, name: str) -> Tensor:
+    """`queue`, checked against the `rows` called `name` and without gradient."""
+    check.rows("queue", queue, may_be_empty=True)
+    if queue.shape[1] != rows.shape[1]:
+        raise ValueError(f"queue must have the width of {name}, {rows.shape[1]}, got {queue.shape[1]}")
+    if queue.device != rows.device:
+        raise ValueError(f"queue must be on the device of {name}, {rows.device}, got {queue.device}")
+    return queue.detach()
 
 
 def _metrics(statistics: Tensor) -> Metrics:

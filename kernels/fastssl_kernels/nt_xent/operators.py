@@ -16,18 +16,36 @@ from .logits import Logits
 
 @torch.library.custom_op("fastssl::nt_xent_forward", mutates_args=())
 def nt_xent_forward(
-    z: Tensor, temperature: float, views: int, normalize: bool, products: torch.dtype, metrics: bool, group: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _backend(z).nt_xent_forward(z, Logits(temperature, normalize, products), views, metrics, group)
+    z: Tensor,
+    queue: Tensor | None,
+    temperature: float,
+    views: int,
+    normalize: bool,
+    products: torch.dtype,
+    metrics: bool,
+    gradient: bool,
+    group: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits = Logits(temperature, normalize, products)
+    return _backend(z).nt_xent_forward(z, queue, logits, views, metrics, gradient, group)
 
 
 @nt_xent_forward.register_fake
 def _(
-    z: Tensor, temperature: float, views: int, normalize: bool, products: torch.dtype, metrics: bool, group: str
+    z: Tensor,
+    queue: Tensor | None,
+    temperature: float,
+    views: int,
+    normalize: bool,
+    products: torch.dtype,
+    metrics: bool,
+    gradient: bool,
+    group: str,
 ) -> Any:
     columns, lse = _saved_columns(z, views, products, group)
     factor = _fp32(z, z.shape[0] if normalize else 0)
-    return _fp32(z), _fp32(z, 2 if metrics else 0), columns, factor, lse, _fp32(z, z.shape[0])
+    attraction = _fp32(z, *z.shape) if queue is not None and gradient else _fp32(z, 0)
+    return _fp32(z), _fp32(z, 2 if metrics else 0), columns, factor, lse, _fp32(z, z.shape[0]), attraction
 
 
 @torch.library.custom_op("fastssl::nt_xent_backward", mutates_args=())
@@ -38,6 +56,7 @@ def nt_xent_backward(
     factor: Tensor,
     lse: Tensor,
     share: Tensor,
+    attraction: Tensor,
     temperature: float,
     views: int,
     normalize: bool,
@@ -45,7 +64,7 @@ def nt_xent_backward(
     group: str,
 ) -> Tensor:
     logits = Logits(temperature, normalize, products)
-    return _backend(z).nt_xent_backward(grad, z, columns, factor, lse, share, logits, views, group)
+    return _backend(z).nt_xent_backward(grad, z, columns, factor, lse, share, attraction, logits, views, group)
 
 
 @nt_xent_backward.register_fake
@@ -54,13 +73,13 @@ def _(grad: Tensor, z: Tensor, *_: Any) -> Tensor:
 
 
 def _nt_xent_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    z, temperature, views, normalize, products, _, group = inputs
+    z, _, temperature, views, normalize, products, _, _, group = inputs
     ctx.save_for_backward(z, *output[2:])
     ctx.options = (temperature, views, normalize, products, group)
 
 
 def _nt_xent_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return nt_xent_backward(grad, *ctx.saved_tensors, *ctx.options), *(None,) * 6
+    return nt_xent_backward(grad, *ctx.saved_tensors, *ctx.options), *(None,) * 8
 
 
 nt_xent_forward.register_autograd(_nt_xent_gradient, setup_context=_nt_xent_context)

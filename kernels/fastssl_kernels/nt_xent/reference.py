@@ -5,8 +5,10 @@ s_ij = z_i·z_j:
 
     loss_i = log Σ_{j≠i} exp(s_ij / τ) − mean_{p ∈ P(i)} s_ip / τ          loss = mean_i loss_i
 
-P(i) are the other views of row i's image; with two views there is one and the loss is equation 1. With more, every
+P(i) are the other views of row i's image. With two views there is one and the loss is equation 1. With more, every
 positive is in the denominator of the others, as in supervised contrastive learning (Khosla et al. 2020, equation 2).
+Rows of a queue join every denominator as further negatives (SimCLR v2, Chen et al. 2020, "Big Self-Supervised Models
+are Strong Semi-Supervised Learners", section 2).
 
 InfoNCE (van den Oord et al. 2018; He et al. 2020, "Momentum Contrast", equation 1), key i the positive of query i:
 
@@ -40,16 +42,26 @@ class Metrics(NamedTuple):
 
 
 def nt_xent_reference(
-    z: Tensor, *, temperature: float, views: int = 2, normalize: bool = True, return_metrics: bool = False
+    z: Tensor,
+    *,
+    temperature: float,
+    views: int = 2,
+    queue: Tensor | None = None,
+    normalize: bool = True,
+    return_metrics: bool = False,
 ) -> Tensor | tuple[Tensor, Metrics]:
-    """Equation 1 on `z` [views·B, D], view-major, in the dtype of `z`; see `nt_xent`."""
+    """Equation 1 on `z` [views·B, D], view-major, and `queue` [K, D], in the dtype of `z`; see `nt_xent`."""
     if normalize:
         z, _ = unit_rows(z)
     rows = torch.arange(len(z), device=z.device)
     same_image = rows[:, None] % (len(z) // views) == rows % (len(z) // views)
     itself = rows[:, None] == rows
     logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
-    return _cross_entropy(logits, same_image & ~itself, temperature, return_metrics)
+    positive = same_image & ~itself
+    if queue is not None:
+        logits = torch.cat([logits, z @ queue.to(z.dtype).T / temperature], 1)
+        positive = torch.cat([positive, positive.new_zeros(len(z), len(queue))], 1)
+    return _cross_entropy(logits, positive, temperature, return_metrics)
 
 
 def info_nce_reference(

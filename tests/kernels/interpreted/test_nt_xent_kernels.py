@@ -46,9 +46,9 @@ def relative(ours, exact):
     return ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
 
 
-def nt_xent_on_kernels(z, logits, views, metrics=False):
+def nt_xent_on_kernels(z, logits, views, metrics=False, queue=None):
     """Loss, metrics and gradient as the registered operators compute them on a GPU."""
-    loss, statistics, *saved = launch.nt_xent_forward(z, logits, views, metrics, "")
+    loss, statistics, *saved = launch.nt_xent_forward(z, queue, logits, views, metrics, True, "")
     return loss, statistics, launch.nt_xent_backward(torch.tensor(2.0), z, *saved, logits, views, "")
 
 
@@ -96,6 +96,50 @@ def test_nt_xent(batch, width, views, temperature, dtype, products, metrics, nor
         assert statistics[1].item() == pytest.approx(counted.entropy.item(), rel=10 * tolerance, abs=10 * tolerance)
     assert gradient.dtype == dtype
     assert relative(gradient, exact.grad) <= tolerance if batch > 1 else gradient.abs().max() < 1e-6
+    assert work.atomic == 0
+
+
+# batch, queue, width, views, temperature, products, metrics, normalize
+MEMORIES = [
+    (1, 5, 16, 2, 0.2, F32, True, True),
+    (70, 1, 16, 2, 0.2, F32, False, True),
+    (70, 300, 50, 2, 0.1, F32, False, True),
+    (70, 300, 16, 3, 0.1, F32, True, True),
+    (70, 130, 32, 2, 0.01, F32, True, True),
+    (40, 130, 20, 2, 1.0, F32, False, False),
+    (70, 300, 32, 2, 0.1, BF16, False, True),
+    (70, 300, 32, 2, 0.1, F16, True, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("batch", "queue", "width", "views", "temperature", "products", "metrics", "normalize"), MEMORIES
+)
+def test_nt_xent_with_a_queue(batch, queue, width, views, temperature, products, metrics, normalize):
+    z = F.normalize(views_of(batch, width, views, 0.5), dim=1).to(products)
+    negatives = F.normalize(torch.randn(queue, width), dim=1).to(products)
+    exact = z.double().requires_grad_()
+    expected, counted = nt_xent_reference(
+        exact,
+        temperature=temperature,
+        views=views,
+        queue=negatives.double(),
+        normalize=normalize,
+        return_metrics=True,
+    )
+    (2 * expected).backward()
+    logits = Logits(temperature, normalize, products)
+    (loss, statistics, gradient), work = same_in_any_order(
+        lambda: nt_xent_on_kernels(z, logits, views, metrics, negatives), 2
+    )
+    tolerance = TOLERANCE[products] * (1 if temperature > 0.05 else 4)
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
+    if metrics:
+        assert statistics[0].item() == pytest.approx(
+            counted.accuracy.item(), abs=1e-6 if products == F32 else 2 / batch
+        )
+        assert statistics[1].item() == pytest.approx(counted.entropy.item(), rel=10 * tolerance, abs=10 * tolerance)
+    assert relative(gradient, exact.grad) <= tolerance
     assert work.atomic == 0
 
 
@@ -163,7 +207,7 @@ def test_work_is_what_the_formulas_say():
     z = torch.randn(2 * batch, width).bfloat16()
     logits = Logits(0.5, True, BF16)
     with checked() as work:
-        _, _, columns, factor, weight, share = launch.nt_xent_forward(z, logits, 2, False, "")
+        _, _, *saved = launch.nt_xent_forward(z, None, logits, 2, False, True, "")
     tile, tiles = SMALL["triangle"], 2 * batch // 64
     splits = max(1, min(2 * launch.processors(z.device) // tiles, (tiles - 1) // 2))
     expected = cost.triangle_cost(batch, width, tile, views=2, splits=splits, itemsize=2)
@@ -174,7 +218,7 @@ def test_work_is_what_the_formulas_say():
     assert floor.flops < work.dot_flops <= floor.flops * (1 + 2 / tiles)
 
     with checked() as work:
-        launch.nt_xent_backward(torch.ones(()), z, columns, factor, weight, share, logits, 2, "")
+        launch.nt_xent_backward(torch.ones(()), z, *saved, logits, 2, "")
     expected = cost.gradient_cost(batch, width, SMALL["gradient"], views=2, itemsize=2)
     assert work.launches == 1
     assert (work.dot_flops, work.exponentials) == (expected.flops, expected.exponentials)
@@ -189,8 +233,8 @@ def test_forward_and_backward_take_at_most_2_6_products():
     z = torch.randn(2 * batch, 16).bfloat16()
     logits = Logits(0.5, True, BF16)
     with checked() as work:
-        _, _, columns, factor, weight, share = launch.nt_xent_forward(z, logits, 2, False, "")
-        launch.nt_xent_backward(torch.ones(()), z, columns, factor, weight, share, logits, 2, "")
+        _, _, *saved = launch.nt_xent_forward(z, None, logits, 2, False, True, "")
+        launch.nt_xent_backward(torch.ones(()), z, *saved, logits, 2, "")
     product = 2 * (2 * batch) ** 2 * 16
     assert 2.5 * product < work.dot_flops <= 2.6 * product
 
@@ -257,6 +301,10 @@ def _inputs():
     return torch.randn(2, 2, RANKS * IMAGES, 16)
 
 
+def _queue():
+    return F.normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
 def _rank(rank, folder, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -264,9 +312,10 @@ def _rank(rank, folder, port):
     launch.tile_for = lambda kernel, width, *_: SMALL[kernel]._replace(piece=min(width, 32))
     views, (query, key) = (part[:, rank * IMAGES : (rank + 1) * IMAGES] for part in _inputs())
     z, name, one, results = views.flatten(0, 1), dist.group.WORLD.group_name, torch.ones(()), []
+    queue = _queue()
     for products in (F32, BF16):
         logits = Logits(0.1, True, products)
-        loss, _, *saved = launch.nt_xent_forward(z, logits, 2, True, name)
+        loss, _, *saved = launch.nt_xent_forward(z, queue, logits, 2, True, True, name)
         results += [loss, launch.nt_xent_backward(one, z, *saved, logits, 2, name)]
         loss, _, attraction, *saved = launch.info_nce_forward(query, key, None, logits, False, True, True, name)
         results += [loss, launch.info_nce_query_backward(one, query, key, attraction, saved[0], logits)]
@@ -281,7 +330,7 @@ def test_ranks_share_one_gradient(tmp_path):
     mp.spawn(_rank, (str(tmp_path), 29900 + os.getpid() % 90), nprocs=RANKS)
     views, (query, key) = (part.double() for part in _inputs())
     z, query, key = (t.requires_grad_() for t in (views.flatten(0, 1), query, key))
-    both = nt_xent_reference(z, temperature=0.1)
+    both = nt_xent_reference(z, temperature=0.1, queue=_queue().double())
     pairs = info_nce_reference(query, key, temperature=0.1)
     (both + pairs).backward()
     for rank in range(RANKS):
