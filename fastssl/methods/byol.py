@@ -33,6 +33,8 @@ class BYOLConfig(MethodConfig):
     """Width of the hidden layer of projector and predictor."""
     out: int = 256
     """Width of the projection."""
+    projector_norm: bool = False
+    """Batch norm after the projector's last layer, as in MoCo v3; the paper has none."""
     momentum: float = 0.996
     """Weight τ of the target's past at the first step; it rises to 1 on a cosine."""
 
@@ -49,10 +51,10 @@ class BYOL(Method):
     def __init__(self, config: BYOLConfig, backbone: nn.Module, width: int) -> None:
         super().__init__()
         self.config = config
-        bias = {"hidden_bias": True, "last_norm": False, "last_bias": False}
+        bias = {"hidden_bias": True, "last_bias": False}
         self.backbone = backbone
-        self.projector = mlp_head([width, config.hidden, config.out], **bias)
-        self.predictor = mlp_head([config.out, config.hidden, config.out], **bias)
+        self.projector = mlp_head([width, config.hidden, config.out], last_norm=config.projector_norm, **bias)
+        self.predictor = mlp_head([config.out, config.hidden, config.out], last_norm=False, **bias)
         self.target_backbone = target_copy(self.backbone, fresh=True)
         self.target_projector = target_copy(self.projector, fresh=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,14 +19,14 @@ torch.set_num_threads(1)
 CONFIG = BYOLConfig(hidden=16, out=6, momentum=0.9)
 
 
-def make() -> BYOL:
-    return BYOL(CONFIG, Tiny(), WIDTH)
+def make(projector_norm: bool = False) -> BYOL:
+    return BYOL(replace(CONFIG, projector_norm=projector_norm), Tiny(), WIDTH)
 
 
-@pytest.mark.parametrize("counts", [(2,), (2, 3), (3,)])
-def test_three_steps(counts):
+@pytest.mark.parametrize(("counts", "norm"), [((2,), False), ((2, 3), False), ((3,), False), ((2,), True)])
+def test_three_steps(counts, norm):
     torch.manual_seed(0)
-    method = make()
+    method = make(norm)
     r = copy.deepcopy(method).double()
 
     def step(number, views):
@@ -44,6 +45,16 @@ def test_three_steps(counts):
         return loss
 
     run_beside(method, step, r, counts=counts)
+
+
+def test_a_norm_after_the_projector_takes_the_mean_from_the_targets():
+    """Then predicting the mean of all targets is no solution; the predictor stays as published."""
+    torch.manual_seed(0)
+    method = make(projector_norm=True)
+    assert [type(m).__name__ for m in method.projector][-2:] == ["Linear", "BatchNorm1d"]
+    assert type(method.predictor[-1]).__name__ == "Linear"
+    rows = method.target_projector.train()(torch.randn(64, WIDTH) + 10)
+    torch.testing.assert_close(rows.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
 
 
 def test_loss_bounds():

@@ -58,7 +58,9 @@ def test_byol_presets(epochs, lr, weight_decay, momentum):
     assert (optim.lr, optim.weight_decay, optim.exclude, optim.warmup_epochs) == (lr, weight_decay, "bias_and_norm", 10)
     assert optim.peak_lr(4096) == pytest.approx(lr * 16)
     assert (config.train.epochs, config.train.batch_size) == (epochs, 4096)
-    assert dataclasses.asdict(config.method) == {"hidden": 4096, "out": 256, "momentum": momentum}
+    assert dataclasses.asdict(config.method) == {
+        "hidden": 4096, "out": 256, "momentum": momentum, "projector_norm": False,
+    }  # fmt: skip
 
 
 def test_moco_views():
