@@ -1,27 +1,31 @@
-"""Images a second from JPEG files to float32 views: this loader, DALI's graph and lightly, in turn, on the same cores.
+"""Images a second from JPEG files to float32 views: this loader and others' pipelines, in turn, on the same cores.
 
     python benchmarks/data/compare.py FOLDER --views swav --threads 2 --out samples.json
 
 Each round every subject makes one epoch of the images. The floor is what no renderer can beat with this decoder: DALI's
 decoding of the same files, alone, and one write and one read of every float of the views (memcpy), shared among the
 threads, as in `fastssl bench data`. lightly 1.6 runs in a DataLoader with as many worker processes as threads; its
-transforms are its own defaults for the recipe (SwaVTransform, SimCLRTransform), on PIL images.
+transforms are its own defaults for the recipe (SwaVTransform, SimCLRTransform), on PIL images. The pipelines of
+`benchmarks/pipelines.py`, solo-learn's arrangement and torchvision's, run in the same DataLoader with our constants.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from dali_graph import RECIPES, EncodedGraph, feeds
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fastssl.bench.backends import gaussian
 from fastssl.bench.floor import Floor
@@ -29,6 +33,10 @@ from fastssl.data import Augmentation, ViewLoader, open_source
 from fastssl.data.decode import DaliDecoder, decode_one
 from fastssl.data.jpeg import inspect
 from fastssl.report.environment import environment
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pipelines import PIPELINES, Pipeline
+from pipelines import loader as data_loader
 
 BATCH = 32
 
@@ -48,31 +56,23 @@ class Files:
         return self.data[index]
 
 
-class LightlyImages(Dataset):
+class Lightly:
     """What lightly's own data set does with a file: open, convert, transform."""
 
-    def __init__(self, files: Files, transform: Callable) -> None:
-        self.files, self.transform = files, transform
+    def __init__(self, views: str) -> None:
+        from lightly.transforms import SimCLRTransform, SwaVTransform
 
-    def __len__(self) -> int:
-        return len(self.files)
+        self.transform = SwaVTransform() if views == "swav" else SimCLRTransform(input_size=224)
 
-    def __getitem__(self, index: int) -> list[torch.Tensor]:
-        import io
-
-        return self.transform(Image.open(io.BytesIO(self.files.data[index])).convert("RGB"))
+    def __call__(self, data: bytes) -> list[torch.Tensor]:
+        return self.transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def lightly_epochs(files: Files, views: str, threads: int) -> Callable[[int], int]:
-    from lightly.transforms import SimCLRTransform, SwaVTransform
-
-    transform = SwaVTransform() if views == "swav" else SimCLRTransform(input_size=224)
-    loader = DataLoader(
-        LightlyImages(files, transform), batch_size=BATCH, num_workers=threads, persistent_workers=True, drop_last=True
-    )
+def their_epochs(files: Files, pipeline: Pipeline, threads: int) -> Callable[[int], int]:
+    batches: DataLoader = data_loader(files.data, pipeline, batch_size=BATCH, workers=threads, shuffle=False)
 
     def epoch(_: int) -> int:
-        return sum(len(batch[0]) for batch in loader)
+        return sum(len(batch[0]) for batch in batches)
 
     return epoch
 
@@ -124,7 +124,8 @@ def main() -> None:
         "native": lambda: our_epochs(files, recipe, threads, "native"),
         "torch": lambda: our_epochs(files, recipe, threads, "torch"),
         "dali graph": lambda: graph_epochs(files, recipe, threads),
-        "lightly": lambda: lightly_epochs(files, options.views, threads),
+        "lightly": lambda: their_epochs(files, Lightly(options.views), threads),
+        **{name: partial(their_epochs, files, make(recipe), threads) for name, make in PIPELINES.items()},
         "floor": lambda: floor_epochs(files, recipe, threads),
     }
     subjects = {name: make() for name, make in makers.items() if name not in options.without}
@@ -137,9 +138,9 @@ def main() -> None:
                 speeds[name].append(images / (time.perf_counter() - begin))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     print(f"{options.views}, {len(files)} images, {threads} threads, {options.rounds} rounds")
-    print(f"{'':14}{'images/s':>10}{'native is':>12}")
+    print(f"{'':18}{'images/s':>10}{'native is':>12}")
     for name, median in medians.items():
-        print(f"{name:14}{median:10.1f}{medians['native'] / median:11.2f}x")
+        print(f"{name:18}{median:10.1f}{medians['native'] / median:11.2f}x")
     if options.out is not None:
         machine = {"torch": torch.__version__, "cpu": environment()["cpu"]["model"], "threads": threads}
         plain = {"views": options.views, "images": len(files), "environment": machine, "images_per_second": speeds}

@@ -1,4 +1,4 @@
-"""Images a second from JPEG files to updated weights: this engine and lightly, in turn, on the same cores.
+"""Images a second from JPEG files to updated weights: this engine and others, in turn, on the same cores.
 
     python benchmarks/training/compare.py FOLDER --images 1024 --rounds 5 --out samples.json
 
@@ -13,7 +13,8 @@ Subjects:
 * lightly: its SimCLRTransform, SimCLRProjectionHead, NTXentLoss and LARS as its examples put them together: float32,
   contiguous, one pass a view, a DataLoader with as many worker processes as threads;
 * lightly tuned: the same with channels-last, both views in one pass and bf16 where fastssl has chosen it, with
-  `--threads` worker processes and with none.
+  `--threads` worker processes and with none;
+* solo-learn style, torchvision v2: lightly's step, as tuned, behind the pipelines of `benchmarks/pipelines.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import io
 import json
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +35,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fastssl import recipes
 from fastssl.bench.timeline import BACKWARD, FORWARD, LOSS, OPTIMIZER, TARGETS, VIEWS, WHOLE
@@ -47,6 +49,10 @@ from fastssl.engine.precision import resolve_precision
 from fastssl.engine.ranks import Ranks
 from fastssl.models import build_backbone, feature_width
 from fastssl.report.environment import environment
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pipelines import PIPELINES, Pipeline
+from pipelines import loader as data_loader
 
 CPU = torch.device("cpu")
 Epoch = Callable[[], None]
@@ -96,34 +102,26 @@ class Ours:
             self.parts += self._supply.timed_steps(self._steps, self.training)
 
 
-class LightlyImages(Dataset):
+class Lightly:
     """What lightly's own data set does with a file: open, convert, transform."""
 
-    def __init__(self, files: Files, transform: Callable) -> None:
-        self.files, self.transform = files, transform
+    def __init__(self) -> None:
+        from lightly.transforms import SimCLRTransform
 
-    def __len__(self) -> int:
-        return len(self.files)
+        self.transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
 
-    def __getitem__(self, index: int) -> list[torch.Tensor]:
-        return self.transform(Image.open(io.BytesIO(self.files.data[index])).convert("RGB"))
+    def __call__(self, data: bytes) -> list[torch.Tensor]:
+        return self.transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def lightly_epochs(files: Files, config: Config, *, workers: int, tuned: bool, bf16: bool) -> Epoch:
+def their_epochs(files: Files, config: Config, pipeline: Pipeline, *, workers: int, tuned: bool, bf16: bool) -> Epoch:
+    """lightly's projector, loss and optimizer behind a pipeline."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
-    from lightly.transforms import SimCLRTransform
     from lightly.utils.lars import LARS
 
-    transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
-    loader: DataLoader = DataLoader(
-        LightlyImages(files, transform),
-        batch_size=config.train.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
+    batch_size = config.train.batch_size
+    loader: DataLoader = data_loader(files.data, pipeline, batch_size=batch_size, workers=workers, shuffle=True)
     backbone = build_backbone(config.backbone)
     model: nn.Module = nn.Sequential(backbone, SimCLRProjectionHead(feature_width(backbone), 512, 128))
     if tuned:
@@ -159,7 +157,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-SUBJECTS = ("fastssl", "fastssl fp32", "lightly", "lightly tuned", "lightly tuned, no workers")
+SUBJECTS = ("fastssl", "fastssl fp32", "lightly", "lightly tuned", "lightly tuned, no workers", *PIPELINES)
 
 
 def subject(name: str, options: argparse.Namespace, turns: Connection) -> None:
@@ -173,7 +171,8 @@ def subject(name: str, options: argparse.Namespace, turns: Connection) -> None:
         epoch = run.epoch
     else:
         workers = 0 if "no workers" in name else options.threads
-        epoch = lightly_epochs(files, config, workers=workers, tuned="tuned" in name, bf16=bf16)
+        pipeline = PIPELINES[name](config.augment) if name in PIPELINES else Lightly()
+        epoch = their_epochs(files, config, pipeline, workers=workers, tuned=name != "lightly", bf16=bf16)
     while turns.recv():
         begin = time.perf_counter()
         epoch()
