@@ -1,0 +1,212 @@
+"""Every method for the same time on the same cores: kNN curves, and whether anything collapsed.
+
+    python benchmarks/methods/compare.py /cifar10 --data-name "CIFAR-10 (JPEG q75)" --minutes 6 --out FOLDER
+    python benchmarks/methods/compare.py builtin --recipe quick --minutes 2 --out FOLDER
+
+Each method trains with its recipe of that name for as many steps as it makes in `--minutes` (evaluation and start-up
+excluded; a short run before tells how fast it is), and its schedules span these steps. `--jobs` methods run side by
+side, each in a process of its own with `--threads` threads: the time is equal, the number of images is not. FOLDER gets
+samples.json, curves.png and README.md; a method that is in samples.json is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import tempfile
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fastssl
+from fastssl import recipes
+from fastssl.config import BUILTIN, Config
+from fastssl.data import ensure_builtin, open_splits
+from fastssl.methods import METHODS
+from fastssl.report.curves import INK, LINE, MUTED, read_metrics
+from fastssl.report.environment import environment
+
+MULTICROP = "swav multi-crop"
+PROBE_STEPS = 40
+"""Steps that tell how fast a method is."""
+Measured = dict[str, Any]
+
+
+def config_of(name: str, recipe: str, threads: int) -> Config:
+    if name == MULTICROP:
+        name, recipe = "swav", f"{recipe}-multicrop"
+    config = recipes.get(name, recipe)
+    return replace(
+        config,
+        train=replace(config.train, threads=threads, device="cpu"),
+        loader=replace(config.loader, threads=threads),
+        monitor=replace(config.monitor, knn_epochs=1, linear=False, tensorboard=False),
+    )
+
+
+def run(name: str, data: str, recipe: str, minutes: float, threads: int) -> Measured:
+    """A method's figures, in a process of its own."""
+    config = config_of(name, recipe, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        silent = replace(config.monitor, knn_epochs=0, baselines=False)
+        probe = replace(config, train=replace(config.train, max_steps=PROBE_STEPS), monitor=silent)
+        speed = _finished(probe, data, Path(folder) / "probe")[0]["images_per_second"]
+        steps = max(PROBE_STEPS, round(60 * minutes * speed / config.train.batch_size))
+        train = replace(config.train, max_steps=steps, epochs=1_000_000)
+        summary, rows = _finished(replace(config, train=train), data, Path(folder) / "run")
+    curve = [(row["time"] / 60, row["knn"]) for row in rows if row["kind"] == "knn"]
+    last = [row for row in rows if row["kind"] == "train"][-1]
+    return {
+        "curve": curve,
+        "random_knn": summary["random_knn"],
+        "minutes": summary["training_seconds"] / 60,
+        "steps": summary["steps"],
+        "images": summary["steps"] * config.train.batch_size,
+        "images_per_second": summary["images_per_second"],
+        "rankme": [row["rankme"] for row in rows if "rankme" in row][-1],
+        "last": {key: value for key, value in last.items() if isinstance(value, float)},
+        "width": getattr(config.method, "out", None),
+    }
+
+
+def _finished(config: Config, data: str, folder: Path) -> tuple[Measured, list[Measured]]:
+    result = fastssl.pretrain(config, data=data, run_dir=folder, quiet=True)
+    if not result.finished:
+        raise SystemExit(f"{folder.name} was interrupted")
+    return json.loads((folder / "summary.json").read_text()), read_metrics(folder / "metrics.jsonl")
+
+
+def table(samples: Measured) -> list[str]:
+    """Markdown, the best method first."""
+    rows = [
+        "| method | kNN at ¼, ½, ¾ and the end, % | above the random network | images/s | epochs | "
+        "embedding std · √D | rank of the features | entropy, nats |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_knn = sorted(samples["methods"].items(), key=lambda entry: -entry[1]["curve"][-1][1])
+    for name, found in by_knn:
+        curve, last = found["curve"], found["last"]
+        on_the_way = [at(curve, share * found["minutes"]) for share in (0.25, 0.5, 0.75)]
+        words = ", ".join("–" if knn is None else f"{100 * knn:.1f}" for knn in on_the_way)
+        std = last.get("embedding_std")
+        spread = "–" if std is None else f"{std * math.sqrt(found['width']):.2f}"
+        entropy = [f"{last[key]:.2f} ({words})" for key, words in ENTROPIES.items() if key in last]
+        rows.append(
+            f"| {name} | {words}, **{100 * curve[-1][1]:.1f}** | {100 * (curve[-1][1] - found['random_knn']):+.1f} | "
+            f"{found['images_per_second']:,.0f} | {found['images'] / samples['images']:.1f} | {spread} | "
+            f"{found['rankme']:.0f} | {entropy[0] if entropy else '–'} |"
+        )
+    return rows
+
+
+ENTROPIES = {"code_entropy": "codes", "entropy": "candidates"}
+
+
+def at(curve: list[tuple[float, float]], minutes: float) -> float | None:
+    """The last kNN accuracy measured by then."""
+    before = [knn for time, knn in curve if time <= minutes * 1.001]
+    return before[-1] if before else None
+
+
+def draw(samples: Measured, file: Path) -> None:
+    """A panel a method, the others in gray behind it."""
+    from matplotlib.figure import Figure
+
+    names = sorted(samples["methods"], key=lambda name: -samples["methods"][name]["curve"][-1][1])
+    columns = 5
+    figure = Figure(figsize=(11, 2.1 * math.ceil(len(names) / columns)), layout="constrained")
+    axes = figure.subplots(math.ceil(len(names) / columns), columns, sharex=True, sharey=True, squeeze=False).flat
+    for axis, name in zip(axes, names, strict=False):
+        for other in [*(n for n in names if n != name), name]:
+            found = samples["methods"][other]
+            x, y = zip(*[(0.0, found["random_knn"]), *found["curve"]], strict=True)
+            front = other == name
+            axis.plot(
+                x,
+                [100 * v for v in y],
+                color=LINE if front else MUTED,
+                lw=2 if front else 0.6,
+                alpha=1 if front else 0.5,
+            )
+        axis.set_title(f"{name}  {100 * found['curve'][-1][1]:.1f} %", fontsize=9, color=INK)
+        axis.tick_params(colors=MUTED, labelsize=7)
+        for spine in axis.spines.values():
+            spine.set_color(MUTED)
+    for axis in list(axes)[len(names) :]:
+        axis.set_visible(False)
+    figure.supxlabel("minutes of training", fontsize=9, color=INK)
+    figure.supylabel("kNN accuracy, %", fontsize=9, color=INK)
+    figure.savefig(file, transparent=True, dpi=140)
+
+
+def page(samples: Measured) -> str:
+    options = samples["options"]
+    machine = samples["environment"]["cpu"]
+    return "\n".join(
+        [
+            f"# Every method for {options['minutes']:g} minutes",
+            "",
+            f"Data: {samples['data']}. {machine['model']}, {options['threads']} thread(s) a method, {options['jobs']} "
+            f"methods side by side; recipe `{options['recipe']}`.",
+            "",
+            f"    python benchmarks/methods/compare.py DATA --recipe {options['recipe']} --minutes "
+            f"{options['minutes']:g} --threads {options['threads']} --jobs {options['jobs']} --out FOLDER",
+            "",
+            *table(samples),
+            "",
+            "kNN: 20 neighbours on the held-out images, after every epoch and at the end. An embedding's standard "
+            "deviation times √D is 1 where directions are spread evenly and 0 where all embeddings are one; the rank "
+            "is RankMe's of the backbone's features; entropy is that of a row's code over the prototypes, or of the "
+            "softmax over its candidates.",
+            "",
+            "![kNN against minutes](curves.png)",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="as `fastssl pretrain --data`, with labels and held-out images; or builtin")
+    parser.add_argument("--data-name", help="what to call the data instead of its path")
+    parser.add_argument("--recipe", default="cifar10-small")
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--threads", type=int, default=1, help="of each method")
+    parser.add_argument("--jobs", type=int, default=2, help="methods side by side")
+    parser.add_argument("--methods", nargs="*", help=f"of {', '.join([*METHODS, repr(MULTICROP)])}; all by default")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the record")
+    options = parser.parse_args()
+    several = [MULTICROP] if f"{options.recipe}-multicrop" in recipes.RECIPES["swav"] else []
+    names = options.methods or [*METHODS, *several]
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "samples.json"
+    shown = {key: getattr(options, key) for key in ("recipe", "minutes", "threads", "jobs")}
+    samples: Measured = {
+        "data": options.data_name or options.data,
+        "images": len(open_splits(ensure_builtin() if options.data == BUILTIN else Path(options.data))[0]),
+        "options": shown,
+        "environment": {"cpu": environment()["cpu"]},
+        "methods": {},
+    }
+    if file.exists():
+        samples["methods"] = json.loads(file.read_text())["methods"]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        arguments = (options.data, options.recipe, options.minutes, options.threads)
+        running: dict[Future[Measured], str] = {
+            pool.submit(run, name, *arguments): name for name in names if name not in samples["methods"]
+        }
+        for future in as_completed(running):
+            found = samples["methods"][running[future]] = future.result()
+            print(f"{running[future]}: kNN {found['curve'][-1][1]:.1%} after {found['minutes']:.1f} min", flush=True)
+            file.write_text(json.dumps(samples, indent=1) + "\n")
+    draw(samples, options.out / "curves.png")
+    (options.out / "README.md").write_text(page(samples))
+    print("\n".join(table(samples)))
+
+
+if __name__ == "__main__":
+    main()
