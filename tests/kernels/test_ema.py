@@ -118,8 +118,47 @@ def test_a_scalar_tensor_is_read_without_the_dispatcher():
     momentum = torch.tensor(0.99)
     with Names() as names:
         ema_update_(targets, onlines, momentum)
-    # On the CPU that is all there is: the fastest thing torch has, and nothing around it.
-    assert names.seen == ["aten::_foreach_lerp_.Scalar"]
+    # On the CPU that is all there is, beside aliases: the fastest thing torch has, and nothing around it.
+    assert [name for name in names.seen if name != "aten::detach"] == ["aten::_fused_sgd_"]
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels-last": lambda t: t.to(memory_format=torch.channels_last),
+    "permuted": lambda t: t.permute(3, 1, 0, 2),
+    "slice": lambda t: torch.stack([t, t], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("online", LAYOUTS)
+@pytest.mark.parametrize("target", LAYOUTS)
+def test_every_layout_gives_the_numbers_of_torch_lerp(target, online, dtype):
+    """Two loops do the work, one of which sees flat memory only; the shape is the same in any order of dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    t, o = (torch.randn(6, 6, 6, 6, generator=generator).to(dtype) for _ in range(2))
+    t, o = LAYOUTS[target](t), LAYOUTS[online](o)
+    bias, other = (torch.randn(6, generator=generator).to(dtype) for _ in range(2))
+    for momentum in (0.996, 0.51, 0.5, 0.2):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        expected = [torch.lerp(a.to(wide), b.to(wide), 1 - momentum).to(dtype) for a, b in ((t, o), (bias, other))]
+        strides, untouched = t.stride(), o.clone()
+        ema_update_([t, bias], [o, other], momentum)
+        for ours, theirs in zip((t, bias), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        assert t.stride() == strides
+        assert torch.equal(o, untouched)
+
+
+def test_a_backward_pass_that_is_still_to_come_may_need_the_online_network():
+    """MoCo's authors average between the forward and the backward pass."""
+    online, target = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3).requires_grad_(False)
+    loss = online(torch.randn(5, 4, requires_grad=True)).square().sum()
+    versions = [[p._version for p in module.parameters()] for module in (online, target)]
+    ema_update_(target.parameters(), online.parameters(), 0.99)
+    loss.backward()
+    assert [p._version for p in online.parameters()] == versions[0]
+    assert [p._version for p in target.parameters()] == [version + 1 for version in versions[1]]
 
 
 def test_empty_lists_do_nothing():
@@ -189,8 +228,8 @@ def test_it_compiles_into_one_graph():
         assert torch.equal(ours, theirs)
 
 
-def test_lists_are_checked_again_when_a_tensor_is_another():
-    """A tensor may lie where one lay that is gone: its identity alone says nothing."""
+def test_lists_are_checked_whenever_they_come():
+    """A tensor may lie where one lay that is gone, or have got other data: its identity says nothing."""
     targets, onlines = lists(torch.float32, torch.float32)
     for _ in range(2):
         ema_update_(targets, onlines, 0.9)
@@ -205,3 +244,11 @@ def test_lists_are_checked_again_when_a_tensor_is_another():
         del pair
         with pytest.raises(ValueError, match="shape"):
             ema_update_([torch.zeros(3)], [torch.ones(3, 3)], 0.5)
+    target, online = torch.zeros(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    ema_update_([target], [online], 0.75)
+    target.data = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    ema_update_([target], [online], 0.75)
+    torch.testing.assert_close(target, 0.25 * online)
+    target.data = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match="shape"):
+        ema_update_([target], [online], 0.75)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..check import DTYPES
+from .flat import flat, is_dense, same_order
 from .scalar import host_scalar
 
 
 def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float | Tensor) -> None:
     """target ← momentum · target + (1 − momentum) · online, in place, tensor by tensor.
 
-    One kernel launch on CUDA for any number of tensors of one pair of dtypes; on the CPU torch's foreach interpolation.
+    One kernel launch on CUDA for any number of tensors of one pair of dtypes; on the CPU one of torch's fused loops.
     Batch-norm statistics are averaged only if the caller lists them (the methods of this field do not).
 
     Args:
@@ -56,46 +56,63 @@ def _without_gradients(update: Callable[..., None], *arguments: Any) -> None:
 
 
 def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: bool) -> None:
-    if alike or [t.dtype for t in targets] == [o.dtype for o in onlines]:
+    if not alike and [t.dtype for t in targets] != [o.dtype for o in onlines]:
+        for t, o in zip(targets, onlines, strict=True):
+            wide = torch.float64 if torch.float64 in (t.dtype, o.dtype) else torch.float32
+            t.copy_(torch.lerp(t.to(wide), o.to(wide), weight))
+        return
+    # Half of the weight and above, torch.lerp counts from the other end, so that 1 copies.
+    pairs = _in_memory_order(targets, onlines) if alike and weight < 0.5 else None
+    if pairs is None:
         torch._foreach_lerp_(targets, onlines, weight)
         return
+    # Gradient descent by −weight along online − target: torch.lerp's arithmetic in torch's fused loop.
+    torch._fused_sgd_(
+        *pairs, [], weight_decay=-1.0, lr=-weight, momentum=0.0, dampening=0.0,
+        nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip
+    torch.autograd.graph.increment_version(targets)  # as every other write in place does, but not this one
+
+
+def _in_memory_order(targets: list[Tensor], onlines: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Contiguous aliases of both lists, element beside element; None where a pair has none."""
+    if torch.compiler.is_compiling() or not hasattr(torch, "_fused_sgd_"):
+        return None
+    if all(map(Tensor.is_contiguous, targets)) and all(map(Tensor.is_contiguous, onlines)):
+        return targets, onlines
+    first, second = [], []
     for t, o in zip(targets, onlines, strict=True):
-        wide = torch.float64 if torch.float64 in (t.dtype, o.dtype) else torch.float32
-        t.copy_(torch.lerp(t.to(wide), o.to(wide), weight))
+        pair = _alias(t, o)
+        if pair is None:
+            return None
+        first.append(pair[0])
+        second.append(pair[1])
+    return first, second
+
+
+def _alias(t: Tensor, o: Tensor) -> tuple[Tensor, Tensor] | None:
+    if t.is_contiguous() and o.is_contiguous():
+        return t, o
+    last = torch.channels_last
+    if t.ndim == 4 and t.is_contiguous(memory_format=last) and o.is_contiguous(memory_format=last):
+        return t.permute(0, 2, 3, 1), o.permute(0, 2, 3, 1)
+    if is_dense(t) and is_dense(o) and same_order(t, o):
+        return flat(t), flat(o)
+    return None
 
 
 def _check_lists(targets: list[Tensor], onlines: list[Tensor]) -> bool:
     """Whether all tensors are of one dtype, as usual: then whole lists are compared, and nothing is taken one by one.
 
-    The loop over pairs is what makes this slower than torch's call alone; lists that were seen before take least.
+    The loop over pairs would be noticed beside the update itself.
     """
     if len(targets) != len(onlines):
         raise ValueError(f"target and online must be equally long, got {len(targets)} and {len(onlines)} tensors")
-    if not torch.compiler.is_compiling():
-        known = (*map(id, targets), *map(id, onlines))
-        if _alike_lists.get(known):
-            return True
-        if _alike(targets, onlines):
-            _remember(known, targets + onlines)
-            return True
+    if not torch.compiler.is_compiling() and _alike(targets, onlines):
+        return True
     for i, (t, o) in enumerate(zip(targets, onlines, strict=True)):
         _check_pair(i, t, o, targets[0])
     return False
-
-
-# Lists that were found alike, by the identities of their tensors. A list goes when one of its tensors does.
-_alike_lists: dict[tuple[int, ...], list[weakref.ref[Tensor]]] = {}
-_MOST_KEPT = 16
-
-
-def _remember(known: tuple[int, ...], tensors: list[Tensor]) -> None:
-    while len(_alike_lists) >= _MOST_KEPT:
-        _alike_lists.pop(next(iter(_alike_lists)), None)
-
-    def forget(_: object) -> None:
-        _alike_lists.pop(known, None)
-
-    _alike_lists[known] = [weakref.ref(tensor, forget) for tensor in tensors]
 
 
 def _alike(targets: list[Tensor], onlines: list[Tensor]) -> bool:
