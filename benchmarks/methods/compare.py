@@ -1,10 +1,11 @@
 """Every method for the same time on the same cores: kNN curves, and whether anything collapsed.
 
     python benchmarks/methods/compare.py /cifar10 --data-name "CIFAR-10 (JPEG q75)" --minutes 6 --out FOLDER
-    python benchmarks/methods/compare.py builtin --recipe quick --minutes 2 --out FOLDER
+    python benchmarks/methods/compare.py builtin --recipe quick --minutes 0 --out FOLDER
 
 Each method trains with its recipe of that name for as many steps as it makes in `--minutes` (evaluation and start-up
-excluded; a short run before tells how fast it is), and its schedules span these steps. `--jobs` methods run side by
+excluded; a short run before tells how fast it is), and its schedules span these steps; 0 minutes leaves each recipe its
+own length, and the time is what it takes. `--jobs` methods run side by
 side, each in a process of its own with `--threads` threads: the time is equal, the number of images is not. FOLDER gets
 samples.json, curves.png and README.md; a method that is in samples.json is not run again.
 """
@@ -51,12 +52,15 @@ def run(name: str, data: str, recipe: str, minutes: float, threads: int) -> Meas
     """A method's figures, in a process of its own."""
     config = config_of(name, recipe, threads)
     with tempfile.TemporaryDirectory() as folder:
-        silent = replace(config.monitor, knn_epochs=0, baselines=False)
-        probe = replace(config, train=replace(config.train, max_steps=PROBE_STEPS), monitor=silent)
-        speed = _finished(probe, data, Path(folder) / "probe")[0]["images_per_second"]
-        steps = max(PROBE_STEPS, round(60 * minutes * speed / config.train.batch_size))
-        train = replace(config.train, max_steps=steps, epochs=1_000_000)
-        summary, rows = _finished(replace(config, train=train), data, Path(folder) / "run")
+        if minutes:
+            silent = replace(config.monitor, knn_epochs=0, baselines=False)
+            probe = replace(config, train=replace(config.train, max_steps=PROBE_STEPS), monitor=silent)
+            speed = _finished(probe, data, Path(folder) / "probe")[0]["images_per_second"]
+            steps = max(PROBE_STEPS, round(60 * minutes * speed / config.train.batch_size))
+            config = replace(config, train=replace(config.train, max_steps=steps, epochs=1_000_000))
+        else:
+            config = replace(config, monitor=replace(config.monitor, knn_epochs=max(1, config.train.epochs // 8)))
+        summary, rows = _finished(config, data, Path(folder) / "run")
     curve = [(row["time"] / 60, row["knn"]) for row in rows if row["kind"] == "knn"]
     last = [row for row in rows if row["kind"] == "train"][-1]
     return {
@@ -82,9 +86,9 @@ def _finished(config: Config, data: str, folder: Path) -> tuple[Measured, list[M
 def table(samples: Measured) -> list[str]:
     """Markdown, the best method first."""
     rows = [
-        "| method | kNN at ¼, ½, ¾ and the end, % | above the random network | images/s | epochs | "
+        "| method | kNN at ¼, ½, ¾ and the end, % | above the random network | minutes | images/s | epochs | "
         "embedding std · √D | rank of the features | entropy, nats |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     by_knn = sorted(samples["methods"].items(), key=lambda entry: -entry[1]["curve"][-1][1])
     for name, found in by_knn:
@@ -96,7 +100,8 @@ def table(samples: Measured) -> list[str]:
         entropy = [f"{last[key]:.2f} ({words})" for key, words in ENTROPIES.items() if key in last]
         rows.append(
             f"| {name} | {words}, **{100 * curve[-1][1]:.1f}** | {100 * (curve[-1][1] - found['random_knn']):+.1f} | "
-            f"{found['images_per_second']:,.0f} | {found['images'] / samples['images']:.1f} | {spread} | "
+            f"{found['minutes']:.1f} | {found['images_per_second']:,.0f} | {found['images'] / samples['images']:.1f} | "
+            f"{spread} | "
             f"{found['rankme']:.0f} | {entropy[0] if entropy else '–'} |"
         )
     return rows
@@ -147,7 +152,9 @@ def page(samples: Measured) -> str:
     machine = samples["environment"]["cpu"]
     return "\n".join(
         [
-            f"# Every method for {options['minutes']:g} minutes",
+            f"# Every method for {options['minutes']:g} minutes"
+            if options["minutes"]
+            else "# Every method's own recipe",
             "",
             f"Data: {samples['data']}. {machine['model']}, {options['threads']} thread(s) a method, {options['jobs']} "
             f"methods side by side; recipe `{options['recipe']}`.",
@@ -173,7 +180,7 @@ def main() -> None:
     parser.add_argument("data", help="as `fastssl pretrain --data`, with labels and held-out images; or builtin")
     parser.add_argument("--data-name", help="what to call the data instead of its path")
     parser.add_argument("--recipe", default="cifar10-small")
-    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training, for each; 0: as the recipe says")
     parser.add_argument("--threads", type=int, default=1, help="of each method")
     parser.add_argument("--jobs", type=int, default=2, help="methods side by side")
     parser.add_argument("--methods", nargs="*", help=f"of {', '.join([*METHODS, repr(MULTICROP)])}; all by default")
