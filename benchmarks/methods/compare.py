@@ -5,9 +5,9 @@
 
 Each method trains with its recipe of that name for as many steps as it makes in `--minutes` (evaluation and start-up
 excluded; a short run before tells how fast it is), and its schedules span these steps; 0 minutes leaves each recipe its
-own length, and the time is what it takes. `--jobs` methods run side by
-side, each in a process of its own with `--threads` threads: the time is equal, the number of images is not. FOLDER gets
-samples.json, curves.png and README.md; a method that is in samples.json is not run again.
+own length, and the time is what it takes. `--jobs` methods run side by side, each in a process of its own with
+`--threads` threads: the time is equal, the number of images is not. FOLDER gets samples.json, curves.png and README.md;
+a method that is in samples.json is not run again.
 """
 
 from __future__ import annotations
