@@ -55,20 +55,20 @@ V1_CIFAR10_SMALL = replace(V2_CIFAR10_SMALL, method=_SMALL_V1)
 
 V2_QUICK = replace(
     simclr.QUICK,
-    method=replace(_SMALL, out=64, queue=512, temperature=1.5, momentum=0.95, head_norm=True, norm_groups=1),
-    augment=replace(simclr.QUICK.augment, views=(replace(simclr.QUICK.augment.views[0], grayscale=1.0),)),
-    train=replace(simclr.QUICK.train, epochs=90),
+    method=replace(_SMALL, out=64, queue=512, temperature=0.2, momentum=0.95, head_norm=True, norm_groups=1),
+    augment=simclr.QUICK_MILD,
+    train=replace(simclr.QUICK.train, batch_size=64, epochs=60),
 )
-"""Ours, for the built-in shapes, with SimCLR's views for them, all gray: kNN 53 %, from 22 % of the untrained network.
+"""Ours, for the built-in shapes: kNN 71 %, from 23 % of the untrained network.
 
-Before training two views have so little in common that other things are easier to learn. Without norms in the projector
-the keys' mean drifts, and a query tells new keys from the queue's old ones by it; at a temperature of 0.2 it flees the
-old keys faster than it finds its own. Hence the norms, a queue of two batches and the high temperature."""
+Without norms in the projector the keys' mean drifts, and a query tells new keys from the queue's old ones by it. Among
+SimCLR's views, which have little in common before training, queries fled the old keys faster than they found their own,
+unless the temperature was raised to 1.5, and kNN stayed at 53 %."""
 V1_QUICK = replace(
     V2_QUICK,
-    method=replace(_SMALL_V1, out=64, queue=512, temperature=1.5, momentum=0.95, head_norm=True, norm_groups=1),
+    method=replace(_SMALL_V1, out=64, queue=512, temperature=0.2, momentum=0.95, head_norm=True, norm_groups=1),
 )
-"""The same with version 1's linear projector; not tuned for it."""
+"""The same with version 1's linear projector: kNN 79 %."""
 
 V1_RECIPES: dict[str, Config] = {c.recipe: c for c in (V1_IMAGENET_200EP, V1_CIFAR10_SMALL, V1_QUICK)}
 V2_RECIPES: dict[str, Config] = {

@@ -144,6 +144,10 @@ QUICK = replace(
 matches views by colour and learns no shape. So hue turns over the whole wheel, half the views are
 gray and half are inverted, and crops keep at least half of the image, so that the shape stays inside."""
 
+QUICK_MILD = replace(QUICK.augment, views=(replace(QUICK.augment.views[0], hue=0.1, grayscale=0.2, invert=0.0),))
+"""Views of the built-in shapes that have more in common: no inversion, a little hue, colour in most. For methods that
+push images apart less, or with old keys, and lose their way among SimCLR's."""
+
 RECIPES: dict[str, Config] = {
     config.recipe: config for config in (IMAGENET_1000EP, IMAGENET_100EP, CIFAR10, CIFAR10_SMALL, QUICK)
 }
