@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import sys
 import tempfile
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -26,6 +27,7 @@ import fastssl
 from fastssl import recipes
 from fastssl.config import BUILTIN, Config
 from fastssl.data import ensure_builtin, open_splits
+from fastssl.errors import UserError
 from fastssl.methods import METHODS
 from fastssl.report.curves import INK, LINE, MUTED, read_metrics
 from fastssl.report.environment import environment
@@ -216,4 +218,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -25,6 +25,17 @@ def test_nt_xent(batch, width, views, temperature, dtype):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("queue", [1, 1000, pytest.param(65536, marks=large)])
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_a_memory_of_negatives(temperature, queue, dtype):
+    images = torch.randn(127, 128, device=DEVICE, dtype=torch.float64)
+    z = (images + 0.5 * torch.randn(2, *images.shape, device=DEVICE)).flatten(0, 1).to(dtype)
+    negatives = F.normalize(torch.randn(queue, 128, device=DEVICE), dim=1).to(dtype)
+    tolerance = TOLERANCE[dtype] * (1 if temperature > 0.05 else 4)
+    assert_nt_xent(z, temperature=temperature, queue=negatives, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("queue", [None, 1000, pytest.param(65536, marks=large)])
 @pytest.mark.parametrize(("batch", "width"), [(256, 128), (70, 256)])
 def test_info_nce(batch, width, queue, dtype):
@@ -47,7 +58,7 @@ def test_a_step_neither_synchronises_nor_leaves_the_device():
     queue = F.normalize(torch.randn(4096, 128, device=DEVICE), dim=1)
 
     def step():
-        loss, metrics = nt_xent(z, temperature=0.1, return_metrics=True)
+        loss, metrics = nt_xent(z, queue=queue, temperature=0.1, return_metrics=True)
         (loss + info_nce(z[:256], z[256:], queue=queue, temperature=0.1)).backward()
         return metrics
 

@@ -1,0 +1,70 @@
+"""`benchmarks/methods/compare.py`: what its table says of made samples, and one method on tiny images."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_images import write_images
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "methods" / "compare.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("compare_methods", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def entry(knn: float, **last: float) -> dict:
+    curve = [[1.0, 0.3], [2.1, 0.4], [4.0, knn]]
+    return {
+        "curve": curve, "random_knn": 0.25, "minutes": 4.0, "images": 3000, "images_per_second": 1234.0,
+        "rankme": 12.0, "last": last, "width": 64,
+    }  # fmt: skip
+
+
+def test_the_table_puts_the_best_first_and_reads_the_curve_on_the_way(script):
+    """At a quarter kNN had been measured once, at a half still once, at three quarters twice."""
+    methods = {"byol": entry(0.45, embedding_std=0.1), "swav": entry(0.5, embedding_std=0.125, code_entropy=1.5)}
+    rows = script.table({"images": 1000, "methods": methods})
+    assert rows[2] == "| swav | 30.0, 30.0, 40.0, **50.0** | +25.0 | 4.0 | 1,234 | 3.0 | 1.00 | 12 | 1.50 (codes) |"
+    assert rows[3] == "| byol | 30.0, 30.0, 40.0, **45.0** | +20.0 | 4.0 | 1,234 | 3.0 | 0.80 | 12 | – |"
+
+
+def test_an_early_share_of_the_time_has_no_figure_yet(script):
+    assert script.at([(1.0, 0.3)], 0.9) is None
+    assert script.at([(1.0, 0.3), (2.0, 0.4)], 1.5) == 0.3
+
+
+@pytest.mark.slow
+def test_a_method_is_measured_once(tmp_path):
+    """A short run, then the same command again: nothing is trained, the record is written anew."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_images(data / "train", classes=2, per_class=32)
+    write_images(data / "test", classes=2, per_class=10, seed=1)
+    command = [sys.executable, str(SCRIPT), str(data), "--recipe", "quick", "--minutes", "0.001", "--jobs", "1"]
+    command += ["--data-name", "two classes", "--out", str(out), "--methods"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        done = subprocess.run([*command, "relicv2"], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "| relicv2 |" in done.stdout
+    samples = json.loads((out / "samples.json").read_text())
+    assert samples["methods"]["relicv2"]["steps"] == 40
+    assert samples["images"] == 64
+    assert str(data) not in (out / "README.md").read_text()
+    assert (out / "curves.png").stat().st_size > 1000
+    refused = subprocess.run([*command, "simclr"], capture_output=True, text=True, env=environment)
+    assert refused.returncode == 2
+    assert "--train.batch-size 256 is larger than the 64 images" in refused.stderr
+    assert "Traceback" not in refused.stderr
