@@ -19,10 +19,10 @@ import torch
 
 from ..errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the layout of a checkpoint changes."""
 
-KEYS = frozenset({"format", "config", "method", "optimizer", "step", "seconds", "wall", "results", "rng"})
+KEYS = frozenset({"format", "config", "method", "optimizer", "step", "seconds", "wall", "results"})
 OPTIONAL = frozenset({"loss_scale"})
 """Of runs in fp16."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..data.views import Views
@@ -11,6 +12,14 @@ from .loss_scale import LossScale
 from .micro_batch import backward_in_micro_batches
 from .precision import autocast
 from .ranks import Parallel
+
+
+def seed_generators(seed: int, step: int, rank: int) -> None:
+    """Make what networks draw for themselves (dropout) a function of run, step and process.
+
+    A step that is taken again, after a resume or on the same process of as many, then draws alike, on a GPU too.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))
 
 
 def train_step(

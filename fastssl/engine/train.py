@@ -39,7 +39,7 @@ from .monitor import Clock, Display, Metrics, Row
 from .precision import autocast, emulates, resolve_device, resolve_precision, set_threads
 from .ranks import Parallel, Ranks, joined
 from .requeue import continued
-from .step import train_step
+from .step import seed_generators, train_step
 from .watchdog import Watchdog
 
 
@@ -203,7 +203,6 @@ class _Run:
             self.loss_scale.load_state_dict(state["loss_scale"])
         self.step, self.seconds, self.results = state["step"], state["seconds"], state["results"]
         self.started -= state["wall"]
-        torch.set_rng_state(state["rng"])
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -266,6 +265,7 @@ class _Run:
             epoch, start = divmod(self.step, self.steps_per_epoch)
             if start == 0:
                 self.watchdog.at("preparation of an epoch")
+                seed_generators(self.config.train.seed, self.step, self.ranks.rank)
                 with clock.working(), torch.no_grad(), autocast(self.device, self.precision):
                     self.method.before_epoch(self._state(), self._epoch_views)
             self.watchdog.at("loader")
@@ -294,6 +294,7 @@ class _Run:
             total_steps=self.total_steps,
         )
         state = self._state()
+        seed_generators(config.train.seed, self.step, self.ranks.rank)
         self.torn = True
         losses = train_step(
             self.method,
@@ -493,7 +494,6 @@ class _Run:
             "seconds": self.seconds,
             "wall": self._wall(),
             "results": self.results,
-            "rng": torch.get_rng_state(),
         }
         if self.loss_scale is not None:
             state["loss_scale"] = self.loss_scale.state_dict()

@@ -20,7 +20,6 @@ def state(step: int = 1) -> dict:
         "seconds": 1.5,
         "wall": 2.5,
         "results": {"knn": 0.5},
-        "rng": torch.get_rng_state(),
     }
 
 
@@ -77,7 +76,7 @@ def test_a_payload_is_refused_and_not_executed(tmp_path, monkeypatch, container)
     proof = tmp_path / "executed"
     monkeypatch.setenv("FASTSSL_TEST_PAYLOAD", str(proof))
     path = tmp_path / "last.pt"
-    content = {**state(), "format": 1, "method": Payload()}
+    content = {**state(), "format": checkpoint.FORMAT, "method": Payload()}
     if container == "pickle":
         path.write_bytes(pickle.dumps(content))
     else:

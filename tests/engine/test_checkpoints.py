@@ -22,7 +22,6 @@ def state(step: int) -> dict:
         "seconds": 1.0,
         "wall": 1.0,
         "results": {"knn": 0.5},
-        "rng": torch.get_rng_state(),
     }
 
 

@@ -196,7 +196,7 @@ def test_state_goes_through_a_checkpoint(optimizer, tmp_path):
     hooks[0].remove()
     step(method, optimizer, scale, 1)
     kept = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "loss_scale": scale.state_dict()}
-    rest = {"config": {}, "step": 2, "seconds": 0.0, "wall": 0.0, "results": {}, "rng": torch.get_rng_state()}
+    rest = {"config": {}, "step": 2, "seconds": 0.0, "wall": 0.0, "results": {}}
     checkpoint.save(tmp_path / "a.pt", {**kept, **rest})
     loaded = checkpoint.load(tmp_path / "a.pt")
     other, its, again = built("byol", optim, start=1.0, interval=2)
