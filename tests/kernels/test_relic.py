@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastssl_kernels import info_nce, relic, sample_negatives
-from fastssl_kernels.relic import cpu, relic_reference
+from fastssl_kernels.relic import blocks, cpu, relic_reference
 from fastssl_kernels.relic.reference import relic_gradient_reference
 from laws import TOLERANCE, assert_relic, relative
 from torch.library import opcheck
@@ -88,8 +88,8 @@ def test_relic_with_all_negatives(batch, dtype):
 @pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize(("batch", "drawn"), [(2, 1), (33, 10), (130, 100)])
 def test_relic_v2_with_sampled_negatives(batch, drawn, stop, dtype, monkeypatch):
-    monkeypatch.setattr(cpu, "BLOCK", 1 << 14)
-    monkeypatch.setattr(cpu, "NEGATIVES", 30)
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 14)
+    monkeypatch.setattr(blocks, "NEGATIVES", 30)
     online, target = crops(batch, 48, (4, 2), dtype=dtype)
     negatives = sample_negatives(batch, drawn, seed=1, step=5)
     options = {"temperature": 0.2, "alpha": 0.3, "negatives": negatives, "stop_gradient": stop, **RELIC_V2}
@@ -266,10 +266,41 @@ def test_the_operators_keep_their_contract(negatives, metrics):
     online, target = crops(6, 8, (2, 1))
     options = (2, 1, 0.2, 0.5, True, "entropy", torch.float32)
     forward = torch.ops.fastssl.relic_forward.default
-    opcheck(forward, (online.requires_grad_(), target, negatives, *options, metrics, ""))
-    _, _, columns, table = forward(online.detach(), target, negatives, *options, metrics, "")
-    backward = (torch.ones(()), online.detach(), target, negatives, columns, table, *options, "")
-    opcheck(torch.ops.fastssl.relic_backward.default, backward)
+    opcheck(forward, (online.requires_grad_(), target, negatives, *options, metrics, True, ""))
+    for at_once in (False, True):
+        _, _, columns, table = forward(online.detach(), target, negatives, *options, metrics, at_once, "")
+        backward = (torch.ones(()), online.detach(), target, negatives, columns, table, *options, "")
+        opcheck(torch.ops.fastssl.relic_backward.default, backward)
+
+
+@pytest.mark.parametrize("stop_gradient", ["second", "first", "entropy"])
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+@pytest.mark.parametrize("views", [(2, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_one_pass_or_two_give_the_same(drawn, views, temperature, stop_gradient, monkeypatch):
+    """Few negatives fit a block, which then makes the gradient with the loss; in small blocks both ways are taken."""
+    online, target = crops(150, 16, views)
+    negatives = sample_negatives(150, 10, seed=0, step=0) if drawn else None
+    options = {"temperature": temperature, "alpha": 0.7, "views": views, "stop_gradient": stop_gradient}
+    results = []
+    for most in (512, 64 if negatives is None else 4):
+        monkeypatch.setattr(blocks, "NEGATIVES", most)
+        monkeypatch.setattr(blocks, "BLOCK", 1 << 14)
+        assert cpu.fits(150 if negatives is None else 10) == (most == 512)
+        leaf = online.clone().requires_grad_()
+        loss, metrics = relic(leaf, target, negatives=negatives, return_metrics=True, **options)
+        (3 * loss).backward()
+        results.append([loss, *metrics, leaf.grad])
+    for once, twice in zip(*results, strict=True):
+        assert (once - twice).norm() <= TOLERANCE[torch.float32] * twice.norm()
+
+
+def test_a_loss_without_gradient_makes_none():
+    online, target = crops(20, 8, (2, 0))
+    with torch.no_grad():
+        loss = relic(online.requires_grad_(), target, temperature=0.2, alpha=1.0, **RELIC)
+    assert not loss.requires_grad
+    assert loss == relic(online, target, temperature=0.2, alpha=1.0, **RELIC)
 
 
 def test_compiled_without_graph_breaks():

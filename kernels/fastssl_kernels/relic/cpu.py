@@ -1,14 +1,12 @@
-"""The operator bodies on the CPU: blocks of images against blocks of negatives, all pairs of views at once.
+"""The operator bodies on the CPU: block sums from `blocks`, positives and normalisation in fp32 around them.
 
-A block of logits holds, view by view, [images, large crops, negatives]; predictions and their counterparts are slices
-of it. Positives join in fp32 at the end: the gradient of aligned views is a small difference, which products of rounded
-operands would drown.
+Positives join at the end: the gradient of aligned views is a small difference, which products of rounded operands would
+drown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
 
 import torch
 import torch.nn.functional as F
@@ -16,35 +14,49 @@ from torch import Tensor
 
 from ..arithmetic import plain_arithmetic
 from ..gather import gather_rows, size_and_rank
-from ..nt_xent.blocked import EXCLUDED, LOWEST
 from ..nt_xent.reference import TIE
 from ..rows import unit_rows
+from . import blocks
+from .blocks import Block, Running, Sums, add_gradient, counterpart, fill
 from .negatives import sampled_rows
 from .pairs import Pairs
 
-# Logits of a block, 2 MB in fp32, and negatives of one; three such blocks stay in the cache of two cores.
-BLOCK, NEGATIVES = 1 << 19, 512
 # Images whose rows are put side by side for their small products.
 IMAGES = 128
 
 
 def relic_forward(
-    online: Tensor, target: Tensor, negatives: Tensor | None, pairs: Pairs, metrics: bool, group: str
+    online: Tensor,
+    target: Tensor,
+    negatives: Tensor | None,
+    pairs: Pairs,
+    metrics: bool,
+    gradient: bool,
+    group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, metrics [4] or [0], columns [L·N, D], table [3, (L + S)·L, B]; see `operators`."""
-    (o, _), (t, _) = _views(online, pairs.views), _views(target, pairs.large)
+    """-> loss, metrics [4] or [0], columns [L·N, D], table [3, (L + S)·L, B]; see `operators`.
+
+    Where the gradient is wanted and `fits`, it is made at once: it takes the place of the columns, [(L + S)·B, D] in
+    fp32 and for an upstream gradient of 1, and the table is [3, 0, B].
+    """
+    (o, factor), (t, _) = _views(online, pairs.views), _views(target, pairs.large)
     columns = _columns(target, t, negatives, pairs, group)
-    sums = _sums(o, columns, negatives, pairs, metrics, group)
     positive = _positives(o, t) / pairs.temperature
     rounded = None
     if metrics:
         rounded = positive
         if pairs.products == torch.bfloat16:
             rounded = _positives(o.bfloat16().float(), t.bfloat16().float()) / pairs.temperature
-    table, per_image = _finish(sums, positive, rounded, pairs)
+    if gradient and fits(columns.shape[1]):
+        per_image, coefficient, total = _at_once(o, columns, positive, rounded, negatives, pairs, group)
+        saved, table = _finish_gradient(total, coefficient, o, factor, t, pairs), o.new_empty(3, 0, pairs.batch)
+    else:
+        sums = _sums(o, columns, negatives, pairs, metrics, group)
+        table, per_image = _finish(sums, positive, rounded, pairs)
+        saved = columns.flatten(0, 1)
     means = gather_rows(per_image, 1, group).mean(0)
     loss = means[0] + pairs.alpha * means[1] if pairs.invariance else means[0].clone()
-    return loss, means.clone() if metrics else means.new_empty(0), columns.flatten(0, 1), table
+    return loss, means.clone() if metrics else means.new_empty(0), saved, table
 
 
 def relic_backward(
@@ -58,113 +70,75 @@ def relic_backward(
     group: str,
 ) -> Tensor:
     """Gradient of `online` [(L + S)·B, D], scaled so that the average over ranks is the exact one."""
+    if not table.shape[1]:
+        return (columns * grad).to(online.dtype)
     (o, factor), (t, _) = _views(online, pairs.views), _views(target, pairs.large)
     columns = columns.view(pairs.large, len(columns) // pairs.large, columns.shape[1])
     lse, constant, coefficient = table.view(3, pairs.views, pairs.large, pairs.batch)
-    gradient = _gradient(o, columns, lse, constant, negatives, pairs, group)
+    total = _gradient(o, columns, lse, constant, negatives, pairs, group)
+    return (_finish_gradient(total, coefficient, o, factor, t, pairs) * grad).to(online.dtype)
+
+
+def fits(count: int) -> bool:
+    """Whether a block holds all `count` negatives of its images, so that one pass makes loss and gradient."""
+    return 0 < count <= blocks.NEGATIVES
+
+
+def _finish_gradient(total: Tensor, coefficient: Tensor, o: Tensor, factor: Tensor, t: Tensor, pairs: Pairs) -> Tensor:
+    """Add the positives to Σ G column, and pass the normalisation: [(L + S)·B, D]; overwrites `total`."""
     for rows in _slices(pairs.batch, IMAGES):
         weights = coefficient[:, :, rows].permute(2, 0, 1).contiguous()
-        gradient[:, rows] += _by_image(weights, t[:, rows].transpose(0, 1).contiguous()).transpose(0, 1)
-    gradient *= grad / (pairs.count * pairs.batch * pairs.temperature)
-    along = (o * gradient).sum(2, keepdim=True)
-    gradient.addcmul_(o, along, value=-1.0).mul_(factor[..., None])
-    return gradient.flatten(0, 1).to(online.dtype)
+        total[:, rows] += _by_image(weights, t[:, rows].transpose(0, 1).contiguous()).transpose(0, 1)
+    total *= 1.0 / (pairs.count * pairs.batch * pairs.temperature)
+    along = (o * total).sum(2, keepdim=True)
+    return total.addcmul_(o, along, value=-1.0).mul_(factor[..., None]).flatten(0, 1)
 
 
-@dataclass
-class _Sums:
-    """Over the negatives of each prediction, [L + S, L, B] each.
-
-    log_sum: log Σ exp(s), −∞ where there is none. difference, own: means of s − s' and of s under exp(s), s' being the
-    counterpart's logit; largest: max s. Zero where they were not asked for.
-    """
-
-    log_sum: Tensor
-    difference: Tensor
-    own: Tensor
-    largest: Tensor
-
-
-class _Block:
-    """Scratch for the logits of `images` × `negatives` over all pairs, and where each pair lies in it."""
-
-    def __init__(self, pairs: Pairs, count: int) -> None:
-        self.pairs = pairs
-        self.targets = [[j for j in range(pairs.large) if pairs.diagonal or i != j] for i in range(pairs.views)]
-        rows = sum(map(len, self.targets))
-        self.negatives = max(1, min(count, NEGATIVES))
-        self.images = max(1, min(pairs.batch, BLOCK // (max(rows, 1) * self.negatives)))
-        self.scratch = torch.empty(3, rows * self.images * self.negatives)
-
-    def views(self, which: int, images: int, negatives: int) -> tuple[Tensor, list[Tensor]]:
-        """One scratch block as [rows, negatives], and as [images, targets, negatives] of each online view."""
-        sizes = [images * len(targets) for targets in self.targets]
-        flat = self.scratch[which, : sum(sizes) * negatives].view(-1, negatives)
-        parts = flat.split(sizes)
-        return flat, [p.view(images, len(ts), negatives) for p, ts in zip(parts, self.targets, strict=True)]
-
-    def at(self, parts: list[Tensor], i: int, j: int) -> Tensor:
-        """Logits [images, negatives] of the pair (i, j)."""
-        return parts[i][:, self.targets[i].index(j)]
-
-    def each(self) -> Iterator[tuple[int, int]]:
-        return ((i, j) for i, targets in enumerate(self.targets) for j in targets)
-
-    def columns_of(self, columns: Tensor) -> list[Tensor]:
-        """The negatives of each online view's targets [J, N, D]; the same tensor where those are all."""
-        return [columns if len(targets) == len(columns) else columns[targets] for targets in self.targets]
-
-    def rows_of(self, values: Tensor) -> Tensor:
-        """[L + S, L, images] -> one number for each row of a block."""
-        return torch.cat([values[i, targets].T.flatten() for i, targets in enumerate(self.targets)])
-
-    def scatter(self, rows: Tensor, into: Tensor) -> None:
-        """The inverse of `rows_of`; pairs without rows are left."""
-        images = into.shape[2]
-        parts = rows.split([images * len(targets) for targets in self.targets])
-        for i, (part, targets) in enumerate(zip(parts, self.targets, strict=True)):
-            into[i, targets] = part.view(images, len(targets)).T
-
-
-def _sums(o: Tensor, columns: Tensor, negatives: Tensor | None, pairs: Pairs, metrics: bool, group: str) -> _Sums:
-    block = _Block(pairs, columns.shape[1])
-    chosen_columns = block.columns_of(columns)
-    shape = (pairs.views, pairs.large, pairs.batch)
-    sums = _Sums(torch.full(shape, -torch.inf), torch.zeros(shape), torch.zeros(shape), torch.full(shape, LOWEST))
-    expectation = metrics or (pairs.invariance and pairs.stop_gradient == "entropy")
-    known = not pairs.online
+def _sums(o: Tensor, columns: Tensor, negatives: Tensor | None, pairs: Pairs, metrics: bool, group: str) -> Sums:
+    block, found = Block(pairs, columns.shape[1]), []
+    chosen = block.columns_of(columns)
     with plain_arithmetic(pairs.products):
         for rows in _slices(pairs.batch, block.images):
-            count = sum(map(len, block.targets)) * (rows.stop - rows.start)
-            total, difference, own = torch.zeros(3, count).unbind()
-            top = torch.full((count,), LOWEST)
+            running = Running(block, rows.stop - rows.start, metrics)
             for part in _slices(columns.shape[1], block.negatives):
-                flat, logits = _fill(block, o[:, rows], chosen_columns, part)
-                _exclude(logits, rows, part, negatives, pairs, group)
-                exps = block.views(1, rows.stop - rows.start, part.stop - part.start)[0]
-                if known:
-                    if metrics:
-                        torch.maximum(top, flat.amax(1), out=top)
-                    torch.exp(flat, out=exps)
-                else:
-                    higher = torch.maximum(top, flat.amax(1))
-                    rescale = (top - higher).exp_()
-                    for running in (total, difference, own):
-                        running *= rescale
-                    top = higher
-                    torch.sub(flat, top[:, None], out=exps).exp_()
-                total += exps.sum(1)
-                if pairs.invariance:
-                    difference += _differences(block, logits).mul_(exps).sum(1)
-                if expectation:
-                    own += flat.mul_(exps).sum(1)
-            inside = (slice(None), slice(None), rows)
-            block.scatter(total.log() if known else total.log() + top, sums.log_sum[inside])
-            scale = torch.where(total > 0, 1.0 / total, 0.0)
-            block.scatter(difference * scale, sums.difference[inside])
-            block.scatter(own * scale, sums.own[inside])
-            block.scatter(top, sums.largest[inside])
-    return sums
+                running.add(*fill(block, o, chosen, rows, part, negatives, group))
+            found.append(running.finish())
+    return Sums(*(torch.cat([getattr(part, field.name) for part in found], 2) for field in dataclasses.fields(Sums)))
+
+
+def _at_once(
+    o: Tensor,
+    columns: Tensor,
+    positive: Tensor,
+    rounded: Tensor | None,
+    negatives: Tensor | None,
+    pairs: Pairs,
+    group: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> what `_finish` says of each image, the positives' coefficients [L + S, L, B], Σ G column [L + S, B, D].
+
+    The logits of a block and their exponentials are still there when the row's denominator is known.
+    """
+    block, total = Block(pairs, columns.shape[1]), torch.zeros_like(o)
+    chosen, part = block.columns_of(columns), slice(0, columns.shape[1])
+    images, coefficients = [], []
+    with plain_arithmetic(pairs.products):
+        for rows in _slices(pairs.batch, block.images):
+            running = Running(block, rows.stop - rows.start, rounded is not None)
+            flat, logits = fill(block, o, chosen, rows, part, negatives, group)
+            exps = running.add(flat, logits)
+            seen = None if rounded is None else rounded[:, :, rows]
+            table, per_image = _finish(running.finish(), positive[:, :, rows], seen, pairs)
+            lse, constant, coefficient = table.view(3, pairs.views, pairs.large, -1)
+            lse = block.rows_of(lse)
+            if running.known:
+                exps.mul_(lse.neg().exp_()[:, None])
+            else:
+                torch.sub(flat, lse[:, None], out=exps).exp_()
+            add_gradient(block, logits, chosen, constant, part, total[:, rows])
+            images.append(per_image)
+            coefficients.append(coefficient)
+    return torch.cat(images), torch.cat(coefficients, 2), total
 
 
 def _gradient(
@@ -177,107 +151,20 @@ def _gradient(
     group: str,
 ) -> Tensor:
     """Σ_jn G_ij(b, n) column_jn [L + S, B, D] over the negatives; G is the derivative by the logits, times τ."""
-    block, gradient = _Block(pairs, columns.shape[1]), torch.zeros_like(o)
-    chosen_columns = block.columns_of(columns)
+    block, total = Block(pairs, columns.shape[1]), torch.zeros_like(o)
+    chosen = block.columns_of(columns)
     with plain_arithmetic(pairs.products):
         for rows in _slices(pairs.batch, block.images):
             own_lse = block.rows_of(lse[:, :, rows])
             for part in _slices(columns.shape[1], block.negatives):
-                size = (rows.stop - rows.start, part.stop - part.start)
-                flat, logits = _fill(block, o[:, rows], chosen_columns, part)
-                _exclude(logits, rows, part, negatives, pairs, group)
-                p, probabilities = block.views(1, *size)
+                flat, logits = fill(block, o, chosen, rows, part, negatives, group)
+                p = block.views(1, rows.stop - rows.start, part.stop - part.start)[0]
                 torch.sub(flat, own_lse[:, None], out=p).exp_()
-                weights = probabilities
-                if pairs.invariance:
-                    weights = block.views(2, *size)[1]
-                    for i, j in block.each():
-                        _weights(block, logits, probabilities, weights, i, j, constant[:, :, rows])
-                for i, targets in enumerate(block.targets):
-                    if targets:
-                        chosen = chosen_columns[i][:, part].flatten(0, 1)
-                        gradient[i, rows].addmm_(weights[i].flatten(1), chosen)
-    return gradient
+                add_gradient(block, logits, chosen, constant[:, :, rows], part, total[:, rows])
+    return total
 
 
-def _weights(
-    block: _Block, logits: list[Tensor], p: list[Tensor], out: list[Tensor], i: int, j: int, constant: Tensor
-) -> None:
-    """G_ij of a block: p (w + c + α_log s − α_expectation s') + α_second Σ (p − p') over what has p as counterpart."""
-    pairs = block.pairs
-    weight, mine = block.at(out, i, j), block.at(p, i, j)
-    reverse = _reverse(pairs, i, j)
-    base = 1.0 if i != j or pairs.self_pairs else 0.0
-    base += pairs.through_second * len(reverse)
-    if i != j and pairs.invariance:
-        own, other = block.at(logits, i, j), block.at(logits, *_counterpart(pairs, i, j))
-        torch.mul(other, -pairs.through_expectation, out=weight)
-        if pairs.through_log:
-            weight.add_(own, alpha=pairs.through_log)
-        weight.add_(constant[i, j, :, None] + base).mul_(mine)
-    else:
-        torch.mul(mine, base, out=weight)
-    if pairs.through_second:
-        for other_pair in reverse:
-            weight.sub_(block.at(p, *other_pair), alpha=pairs.through_second)
-
-
-def _counterpart(pairs: Pairs, i: int, j: int) -> tuple[int, int]:
-    """The pair whose prediction p_ij should equal."""
-    return (j, i) if i < pairs.large else (j, j)
-
-
-def _reverse(pairs: Pairs, i: int, j: int) -> list[tuple[int, int]]:
-    """The pairs whose counterpart is (i, j)."""
-    if not pairs.invariance or i >= pairs.large:
-        return []
-    return [(j, i)] if i != j else [(s, j) for s in range(pairs.large, pairs.views)]
-
-
-def _fill(block: _Block, o: Tensor, columns: list[Tensor], part: slice) -> tuple[Tensor, list[Tensor]]:
-    """Logits of a block of images [L + S, b, D] against a block of each view's negatives [J, N, D]."""
-    flat, logits = block.views(0, o.shape[1], part.stop - part.start)
-    for i, targets in enumerate(block.targets):
-        if targets:
-            chosen = columns[i][:, part].flatten(0, 1)
-            out = logits[i].flatten(1)
-            torch.addmm(out, o[i], chosen.T, beta=0.0, alpha=1.0 / block.pairs.temperature, out=out)
-    return flat, logits
-
-
-def _differences(block: _Block, logits: list[Tensor]) -> Tensor:
-    """Logits less those of the counterpart; 0 for a view and itself."""
-    flat, parts = block.views(2, logits[0].shape[0], logits[0].shape[2])
-    for i, j in block.each():
-        out = block.at(parts, i, j)
-        if i == j:
-            out.zero_()
-        else:
-            torch.sub(block.at(logits, i, j), block.at(logits, *_counterpart(block.pairs, i, j)), out=out)
-    return flat
-
-
-def _exclude(
-    logits: list[Tensor], rows: slice, part: slice, negatives: Tensor | None, pairs: Pairs, group: str
-) -> None:
-    """An image is not its own negative."""
-    first = size_and_rank(group)[1] * pairs.batch + rows.start
-    images = rows.stop - rows.start
-    if negatives is None:
-        offset = first - part.start
-        if -images < offset < part.stop - part.start:
-            for view in logits:
-                view.diagonal(offset, 0, 2).fill_(EXCLUDED)
-        return
-    own = [(image - first, column) for column, image in enumerate(negatives[part].tolist())]
-    own = [(row, column) for row, column in own if 0 <= row < images]
-    if own:
-        row, column = torch.tensor(own).unbind(1)
-        for view in logits:
-            view[row, :, column] = EXCLUDED
-
-
-def _finish(sums: _Sums, positive: Tensor, rounded: Tensor | None, pairs: Pairs) -> tuple[Tensor, Tensor]:
+def _finish(sums: Sums, positive: Tensor, rounded: Tensor | None, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """-> table [3, (L + S)·L, B]; per image the mean over pairs of −log p, divergence, accuracy, entropy [B, 4 or 2].
 
     A prediction's *share* is the probability of all its negatives. Everything that vanishes as the task is solved is
@@ -297,7 +184,7 @@ def _finish(sums: _Sums, positive: Tensor, rounded: Tensor | None, pairs: Pairs)
             for j in range(pairs.large):
                 if i == j:
                     continue
-                a, b = (i, j), _counterpart(pairs, i, j)
+                a, b = (i, j), counterpart(pairs, i, j)
                 delta, change = positive[a] - positive[b], share[a] * sums.difference[a]
                 invariance[a] = change - share[a] * delta + contrastive[b] - contrastive[a]
                 mean_change = torch.lerp(delta, sums.difference[a], share[a])

@@ -36,9 +36,18 @@ COMBINED = 512
 
 
 def relic_forward(
-    online: Tensor, target: Tensor, negatives: Tensor | None, pairs: Pairs, metrics: bool, group: str
+    online: Tensor,
+    target: Tensor,
+    negatives: Tensor | None,
+    pairs: Pairs,
+    metrics: bool,
+    gradient: bool,
+    group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, metrics [4] or [0], columns [L·N, P] in padded layout, table [3, (L + S)·L, B]; see `operators`."""
+    """-> loss, metrics [4] or [0], columns [L·N, P] in padded layout, table [3, (L + S)·L, B]; see `operators`.
+
+    A gradient is made in a pass of its own, wanted or not.
+    """
     online, target = online.contiguous(), target.contiguous()
     z, factor = _unit_rows(online, pairs.views, padded_rows(pairs.batch), pairs.products)
     columns = _columns(target, negatives, pairs, group)

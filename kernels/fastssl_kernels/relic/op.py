@@ -116,6 +116,7 @@ def relic(
         stop_gradient,
         product_dtype(online, target),
         return_metrics,
+        torch.is_grad_enabled() and online.requires_grad,
         group_name(group),
     )
     return (loss, RelicMetrics(*statistics.detach().unbind())) if return_metrics else loss

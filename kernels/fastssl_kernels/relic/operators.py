@@ -28,15 +28,17 @@ def relic_forward(
     stop_gradient: str,
     products: torch.dtype,
     metrics: bool,
+    gradient: bool,
     group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> loss, the four `RelicMetrics` (or none), the rows of all negatives, and three numbers a prediction.
 
     The table is [3, (L + S)·L, B]: log of the denominator, constant of the gradient's weights, coefficient of the
-    positive; each back end in its own units.
+    positive; each back end in its own units. gradient: whether one is wanted, which the CPU then makes at once where
+    it can (`cpu.relic_forward`).
     """
     pairs = _pairs(target, large, small, temperature, alpha, self_pairs, stop_gradient, products)
-    return _backend(online).relic_forward(online, target, negatives, pairs, metrics, group)
+    return _backend(online).relic_forward(online, target, negatives, pairs, metrics, gradient, group)
 
 
 @relic_forward.register_fake
@@ -52,10 +54,18 @@ def _(
     stop_gradient: str,
     products: torch.dtype,
     metrics: bool,
+    gradient: bool,
     group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, width = target.shape[0] // large, target.shape[1]
     count = size_and_rank(group)[0] * batch if negatives is None else negatives.shape[0]
+    if online.device.type == "cpu" and gradient and cpu.fits(count):
+        return (
+            _fp32(online),
+            _fp32(online, 4 if metrics else 0),
+            _fp32(online, *online.shape),
+            _fp32(online, 3, 0, batch),
+        )
     if online.device.type == "cpu":
         columns = _fp32(online, large * count, width)
     else:
@@ -92,13 +102,13 @@ def _(grad: Tensor, online: Tensor, *_: Any) -> Tensor:
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    online, target, negatives, *options, _, group = inputs
+    online, target, negatives, *options, _, _, group = inputs
     ctx.save_for_backward(online, target, negatives, *output[2:])
     ctx.options = (*options, group)
 
 
 def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return relic_backward(grad, *ctx.saved_tensors, *ctx.options), *(None,) * 11
+    return relic_backward(grad, *ctx.saved_tensors, *ctx.options), *(None,) * 12
 
 
 relic_forward.register_autograd(_gradient, setup_context=_context)

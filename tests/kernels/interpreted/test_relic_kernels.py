@@ -44,7 +44,7 @@ def relative(ours, exact):
 
 def on_kernels(online, target, negatives, pairs, metrics=False):
     """Loss, metrics and gradient as the registered operators compute them on a GPU."""
-    loss, statistics, columns, table = launch.relic_forward(online, target, negatives, pairs, metrics, "")
+    loss, statistics, columns, table = launch.relic_forward(online, target, negatives, pairs, metrics, True, "")
     gradient = launch.relic_backward(torch.tensor(2.0), online, target, negatives, columns, table, pairs, "")
     return loss, statistics, gradient
 
@@ -171,7 +171,7 @@ def test_all_other_images_are_within_a_third_of_the_floor():
     pairs = Pairs(2, 0, batch, 0.2, 1.0, False, "second", BF16)
     floors = cost.relic_floor(batch, width, batch, large=2, small=0, self_pairs=False)
     with checked() as forward:
-        _, _, columns, table = launch.relic_forward(online, target, None, pairs, False, "")
+        _, _, columns, table = launch.relic_forward(online, target, None, pairs, False, True, "")
     with checked() as backward:
         launch.relic_backward(torch.ones(()), online, target, None, columns, table, pairs, "")
     assert forward.dot_flops == floors[0].flops
@@ -214,7 +214,7 @@ def _rank(rank, folder, port):
     name, results = dist.group.WORLD.group_name, []
     for products, drawn in ((F32, None), (BF16, negatives)):
         pairs = Pairs(2, 1, IMAGES, 0.2, 0.5, True, "entropy", products)
-        loss, _, columns, table = launch.relic_forward(online, target, drawn, pairs, True, name)
+        loss, _, columns, table = launch.relic_forward(online, target, drawn, pairs, True, True, name)
         gradient = launch.relic_backward(torch.ones(()), online, target, drawn, columns, table, pairs, name)
         results += [loss, gradient]
     torch.save(results, f"{folder}/{rank}.pt")
