@@ -30,7 +30,7 @@ ON_THE_WAY = 7.5
 """Minutes: where a run measured kNN before, and took longer, the row says what it was by then."""
 
 KERNELS = "2026-11-22_2core-intel-xeon_kernels-cpu"
-EMA = "2026-11-25_2core-amd-epyc_ema"
+EMA = "2026-11-26_2core-intel-xeon_ema"
 COMPARISONS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
     (
         "NT-Xent, B = 4096, fp32 / bf16, forward + backward",
@@ -55,11 +55,7 @@ COMPARISONS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
         "lightly / timm",
         [(f"{KERNELS}/lars", "fastssl C", "lightly"), (f"{KERNELS}/lars", "fastssl C", "timm")],
     ),
-    (
-        "EMA on ResNet-50: Intel Xeon / AMD EPYC",
-        "torch's foreach call, which it is, behind checks",
-        [(f"{folder}/ema", "fastssl", "torch _foreach_lerp_") for folder in (KERNELS, EMA)],
-    ),
+    ("EMA on ResNet-50", "torch's foreach call", [(f"{EMA}/ema", "fastssl", "torch _foreach_lerp_")]),
 ]
 """Title, peer, and per ratio: the file of samples, our subject in it, theirs."""
 
@@ -70,6 +66,13 @@ VIEWS = {"SwAV's 2 × 224 + 6 × 96": "swav", "SimCLR's 2 × 224": "simclr"}
 
 TRAINING = "2026-11-26_2core-intel-xeon_training/samples"
 PEERS = ("lightly", "lightly tuned")
+
+
+METHODS = {
+    "built-in shapes, its own `quick` recipe": "2026-11-26_2core-intel-xeon_methods-quick",
+    "CIFAR-10, the same time for all": "2026-11-26_2core-intel-xeon_methods-cifar10",
+}
+"""Title of a column, and the record of `benchmarks/methods/compare.py`; the last is what methods are sorted by."""
 
 
 class Missing(Exception):
@@ -108,7 +111,13 @@ def filled(text: str, found: dict[str, str]) -> str:
 
 def tables(records: Path) -> dict[str, str]:
     """Every table in Markdown, by name. Raises `Missing`."""
-    return {"runs": runs(records), "kernels": kernels(records), "training": training(records), "views": views(records)}
+    return {
+        "runs": runs(records),
+        "methods": methods(records),
+        "kernels": kernels(records),
+        "training": training(records),
+        "views": views(records),
+    }
 
 
 def runs(records: Path) -> str:
@@ -138,6 +147,24 @@ def earlier(file: Path, seconds: float) -> str:
     if seconds / 60 <= ON_THE_WAY or not before:
         return ""
     return f" ({100 * before[-1][1]:.1f} % after {before[-1][0]:.1f} min)"
+
+
+def methods(records: Path) -> str:
+    """Of each method its kNN accuracy, what that is above the untrained network's, and the minutes of training."""
+    found = [read(records / folder / "samples.json", "methods")["methods"] for folder in METHODS.values()]
+    names = sorted(found[-1], key=lambda name: -found[-1][name]["curve"][-1][1])
+    rows = [f"| method | {' | '.join(METHODS)} |"]
+    for name in names:
+        cells = []
+        for measured in (entry.get(name) for entry in found):
+            if measured is None:
+                cells.append("–")
+                continue
+            knn = measured["curve"][-1][1]
+            gain, minutes = 100 * (knn - measured["random_knn"]), measured["minutes"]
+            cells.append(f"{100 * knn:.1f} % ({gain:+.1f}) in {minutes:.1f} min")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return markdown(rows)
 
 
 def kernels(records: Path) -> str:

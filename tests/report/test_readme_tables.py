@@ -54,6 +54,20 @@ def test_a_step_is_compared_by_medians(script, records):
     assert "| **40.0** | 16.0 (2.50 ×) | 20.0 (2.00 ×) |" in script.training(records)
 
 
+def test_methods_are_sorted_by_the_last_record(script, records):
+    def entry(knn):
+        return {"curve": [[1.0, 0.3], [2.0, knn]], "random_knn": 0.25, "minutes": 2.0}
+
+    first, last = (records / folder / "samples.json" for folder in script.METHODS.values())
+    first.write_text(json.dumps({"methods": {"byol": entry(0.6)}}))
+    last.write_text(json.dumps({"methods": {"byol": entry(0.2), "simclr": entry(0.5)}}))
+    rows = script.methods(records).splitlines()[2:]
+    assert rows == [
+        "| simclr | – | 50.0 % (+25.0) in 2.0 min |",
+        "| byol | 60.0 % (+35.0) in 2.0 min | 20.0 % (-5.0) in 2.0 min |",
+    ]
+
+
 def test_another_sample_is_another_readme(script, records):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     file = records / script.RUNS["built-in shapes, `quick`"] / "summary.json"
