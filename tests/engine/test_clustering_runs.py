@@ -10,7 +10,7 @@ from torch import nn
 import fastssl
 from fastssl.config import LoaderConfig, MonitorConfig, TrainConfig
 from fastssl.engine import checkpoint
-from fastssl.engine import train as engine
+from fastssl.engine import run as engine
 from fastssl.engine.evaluation import evaluate_checkpoint
 from fastssl.errors import UserError
 from fastssl.models import BackboneConfig
@@ -43,14 +43,14 @@ def rows(run_dir):
 def test_a_stopped_run_goes_on_with_the_same_bits(method, stop, image_folder, tmp_path, monkeypatch):
     """Five steps an epoch: stopped where an epoch ends, and in the middle of one."""
     whole = fastssl.pretrain(small(method, image_folder, tmp_path / "whole"), quiet=True)
-    after_step = engine._Run._after_step
+    after_step = engine.Run._after_step
 
     def interrupt(run):
         after_step(run)
-        run.signal = 15 if run.step == stop else 0
+        run.interruption.signal = 15 if run.step == stop else 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "_after_step", interrupt)
+        patch.setattr(engine.Run, "_after_step", interrupt)
         assert not fastssl.pretrain(small(method, image_folder, tmp_path / "run"), quiet=True).finished
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == stop
     fastssl.pretrain(resume=tmp_path / "run", quiet=True)

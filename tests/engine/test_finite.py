@@ -15,8 +15,8 @@ from fastssl.engine import checkpoint
 from fastssl.engine.checkpoints import Checkpoints
 from fastssl.engine.finite import Guard
 from fastssl.engine.ranks import Ranks
+from fastssl.engine.run import Run
 from fastssl.engine.step import train_step
-from fastssl.engine.train import _Run
 from fastssl.errors import UserError
 from fastssl.methods import DataFacts, StepState, build_method
 from fastssl.methods.simclr import SimCLR
@@ -165,7 +165,7 @@ def test_a_better_best_does_not_put_off_the_next_checkpoint(image_folder, tmp_pa
     monkeypatch.setattr(Checkpoints, "write", lambda self, state, *, best=False: None)
     config = small(image_folder, tmp_path / "run", epochs=1, threads=1)
     config = replace(config, monitor=replace(config.monitor, knn_epochs=0, baselines=False))
-    run = _Run(config, Ranks(), None, None, None, new=True, quiet=True)
+    run = Run(config, Ranks(), None, None, None, new=True, quiet=True)
     due = run.checkpoint_due
     run._save(best=True)
     assert run.checkpoint_due == due

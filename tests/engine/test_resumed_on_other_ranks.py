@@ -19,7 +19,7 @@ import fastssl
 from fastssl import recipes
 from fastssl.config import LoaderConfig, MonitorConfig, TrainConfig
 from fastssl.data.order import batch_ids
-from fastssl.engine import train as engine
+from fastssl.engine import run as engine
 from fastssl.models import BackboneConfig
 
 IMAGES, BATCH, STOP, STEPS = 40, 8, 3, 12
@@ -56,15 +56,15 @@ def work(rank, world, port, run_dir, stop, folder):
     )
     torch.set_num_threads(1)
     seen = []
-    step = engine._Run._step
+    step = engine.Run._step
 
     def watched(run, batch, clock):
         seen.append((run.step, batch.ids.tolist()))
         if run.step + 1 == stop and run.ranks.rank == world - 1:
-            run.signal = 15  # one process alone is told
+            run.interruption.signal = 15  # one process alone is told
         return step(run, batch, clock)
 
-    engine._Run._step = watched
+    engine.Run._step = watched
     if stop:
         result = fastssl.pretrain(configuration(), data=Noise(), run_dir=run_dir, quiet=True)
     else:

@@ -61,15 +61,15 @@ def work(rank, world, port, data, run_dir, stop, folder):
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank)
         )
     torch.set_num_threads(1)
-    from fastssl.engine import train as engine
+    from fastssl.engine import run as engine
 
-    step = engine._Run._step
+    step = engine.Run._step
 
     def stopping(run, batch, clock):
-        run.signal = 15 if run.step + 1 == stop else run.signal
+        run.interruption.signal = 15 if run.step + 1 == stop else run.interruption.signal
         return step(run, batch, clock)
 
-    engine._Run._step = stopping
+    engine.Run._step = stopping
     torch.manual_seed(7)
     network = Dropping()
     known = {"resume": run_dir} if os.path.isdir(run_dir) else {"config": configuration(), "run_dir": run_dir}

@@ -1,0 +1,423 @@
+"""One run from its first step to its last: views in, steps out, everything written down."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import config as configuration
+from ..config import Config
+from ..data import Batch, Source
+from ..data.masks import Masks
+from ..data.order import steps_per_epoch
+from ..data.views import Views
+from ..errors import UserError
+from ..methods import Losses, StepState
+from ..optim import build_optimizer
+from ..report.environment import environment
+from . import report, rundir
+from .allocator import keep_freed_memory
+from .build import data_facts, new_method, validate_share
+from .checkpoints import Checkpoints
+from .evaluation import Evaluator, Features
+from .feed import Feed
+from .finite import FILE, Guard, NotFinite, stop
+from .interrupt import Interruption
+from .loss_scale import LEAST, LossScale
+from .measure import Measurements
+from .monitor import Clock, Display, Metrics, Row
+from .precision import autocast, emulates, resolve_device, resolve_precision, set_threads
+from .ranks import Parallel, Ranks
+from .step import seed_generators, train_step
+from .watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind; `signal` interrupted it (0: none); `saved` is False if the last checkpoint failed."""
+
+    run_dir: Path
+    summary: dict[str, Any]
+    finished: bool
+    saved: bool
+    signal: int = 0
+
+
+class Run:
+    """All that lives as long as one run."""
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        state: dict[str, Any] | None,
+        source: Source | None,
+        backbone: nn.Module | None,
+        *,
+        new: bool,
+        quiet: bool,
+    ) -> None:
+        self.config, self.ranks = config, ranks
+        self.device = ranks.device(resolve_device(config.train.device))
+        self.precision = resolve_precision(config.train.precision, self.device)
+        threads = set_threads(config.train, ranks.local_world)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        validate_share(config, ranks.world)
+        self.train_source, self.val_source = rundir.open_data(config, source)
+        self.masks = None if config.masks is None else Masks(config.masks, self.train_source)
+        self.feed = Feed(config, self.train_source, self.masks, self.device, self.precision, ranks)
+        if len(self.train_source) < config.train.batch_size:
+            raise UserError(
+                f"--train.batch-size {config.train.batch_size} is larger than the {len(self.train_source)} images of "
+                f"--data {config.data}: choose at most {len(self.train_source)}"
+            )
+        self.steps_per_epoch = steps_per_epoch(len(self.train_source), config.train.batch_size, config.loader.last)
+        self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
+        self.method = new_method(config, data_facts(self.train_source), self.device, backbone)
+        self.parallel = Parallel(
+            self.method, ranks, norm_ranks=config.train.norm_ranks, compress=config.train.compress_gradients
+        )
+        self.optimizer = build_optimizer(self.method, config.optim)
+        self.loss_scale = LossScale(self.method, self.optimizer) if self.precision == "fp16" else None
+        self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
+        self.results: dict[str, Any] = {}
+        if new:
+            chosen = {"threads": threads, "precision": self.precision, "renderer": self.feed.renderer}
+            chosen |= {"processes": ranks.world}
+            self.run_dir = ranks.once(lambda: rundir.claim(config, {**chosen, **environment()}))
+        else:
+            self.run_dir = Path(config.run_dir or "")
+        if state is not None:
+            self._restore(state)
+        self.display = Display(self.total_steps, self.step, quiet=quiet or not ranks.first)
+        self.metrics = Metrics(
+            self.run_dir if ranks.first else None,
+            first_step=self.step,
+            last_step=self.total_steps,
+            tensorboard=config.monitor.tensorboard,
+            warn=self.display.say,
+        )
+        self.unreadable = self.unmasked = 0
+        evaluator = None
+        monitor = config.monitor
+        wanted = monitor.knn_epochs or monitor.baselines or monitor.linear
+        if wanted and Evaluator.possible(self.train_source, self.val_source):
+            evaluator = Evaluator(self.train_source, self.val_source, config, self.device, self.precision, ranks)
+        self.measurements = Measurements(
+            config,
+            self.train_source,
+            evaluator,
+            self.method.backbone,
+            ranks,
+            self.run_dir,
+            self.display,
+            self.results,
+        )
+        self.interruption = Interruption(self.display.say)
+        self.guard = Guard(self.method, self.device, config.train.max_bad_steps, self.precision)
+        self.watchdog = Watchdog(config.train.stall_minutes)
+        self.torn = False  # between a step's begin and its end the state is neither the old nor the new one
+        self.checkpoints = Checkpoints(
+            self.run_dir,
+            keep=config.train.keep_checkpoints,
+            say=self.display.say,
+            saved_step=self.step if state is not None else -1,
+        )
+        self.checkpoint_due = time.monotonic() + 60 * config.train.checkpoint_minutes
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"the checkpoint does not fit config.yaml: {str(error).splitlines()[0]}") from None
+        if self.loss_scale is not None:
+            if "loss_scale" not in state:
+                raise UserError(
+                    "the checkpoint has no loss scale, so it is not of a run with --train.precision fp16: "
+                    "resume it with the precision that it was started with"
+                )
+            self.loss_scale.load_state_dict(state["loss_scale"])
+        self.step, self.seconds, self.results = state["step"], state["seconds"], state["results"]
+        self.started -= state["wall"]
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> Result:
+        self._introduce()
+        try:
+            if self.step == 0:
+                self.measurements.untrained(self.masks)
+            with self.interruption.heard():
+                try:
+                    self._loop()
+                except NotFinite:
+                    raise  # the checkpoints from before it are worth more
+                except BaseException:
+                    if self.step > 0 and not self.torn:
+                        self._save_now()
+                    raise
+                finally:
+                    self.checkpoints.wait()
+                saved = self._save_now()
+            finished = self.step == self.total_steps
+            if finished:
+                self._finish()
+            else:
+                self.display.say(
+                    f"interrupted after step {self.step}: continue with `fastssl pretrain --resume {self.run_dir}`"
+                )
+        finally:
+            self.checkpoints.wait()
+            self.display.close()
+            self.metrics.close()
+        return Result(self.run_dir, self.results, finished, saved, self.interruption.signal)
+
+    def _loop(self) -> None:
+        config = self.config
+        self.feed.open(self.run_dir)
+        self.method.train()
+        clock = Clock(self.step)
+        with contextlib.closing(self.feed), self.watchdog:
+            for batch in self._batches(clock):
+                clock.waited()
+                self.watchdog.at("step")
+                row = self._step(batch, clock)
+                del batch
+                self.watchdog.at("evaluation or checkpoint")
+                if row is not None:
+                    self.metrics.write(row)
+                    self.display.update(row, seconds_left=self.seconds / self.step * (self.total_steps - self.step))
+                with clock.paused():
+                    self._tell_unreadable()
+                    self._after_step()
+                if self._told_to_stop() or self.step == self.total_steps:
+                    break
+                self.watchdog.at("loader")
+        self.results["images_per_second"] = self.step * config.train.batch_size / max(self.seconds, 1e-9)
+
+    def _batches(self, clock: Clock) -> Iterator[Batch]:
+        """From the current step to the end, epoch after epoch."""
+        while self.step < self.total_steps:
+            epoch, start = divmod(self.step, self.steps_per_epoch)
+            if start == 0:
+                self.watchdog.at("preparation of an epoch")
+                seed_generators(self.config.train.seed, self.step, self.ranks.rank)
+                with clock.working(), torch.no_grad(), autocast(self.device, self.precision):
+                    self.method.before_epoch(self._state(), self._epoch_views)
+            self.watchdog.at("loader")
+            yield from self.feed.epoch(epoch, start)
+
+    def _epoch_views(self) -> Iterator[Views]:
+        batches = self.feed.epoch(self.step // self.steps_per_epoch)
+        while True:
+            with torch.autocast(self.device.type, enabled=False):  # views are not drawn in bf16
+                batch = next(batches, None)
+            if batch is None:
+                return
+            self.watchdog.at("preparation of an epoch")
+            yield self.feed.views(batch)
+
+    def _state(self) -> StepState:
+        return StepState(self.step, self.total_steps, self.steps_per_epoch, self.config.train.seed)
+
+    def _step(self, batch: Batch, clock: Clock) -> Row | None:
+        config = self.config
+        views = self.feed.views(batch)
+        lr = config.optim.lr_at(
+            self.step,
+            batch_size=config.train.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+        state = self._state()
+        seed_generators(config.train.seed, self.step, self.ranks.rank)
+        self.torn = True
+        losses = train_step(
+            self.method,
+            self.optimizer,
+            views,
+            state,
+            lr=lr,
+            precision=self.precision,
+            parallel=self.parallel,
+            micro_batch=config.train.micro_batch,
+            guard=self.guard,
+            loss_scale=self.loss_scale,
+        )
+        self.step += 1
+        self.torn = False
+        if self.guard.refused is not None:
+            self._skip(batch, losses, lr, clock)
+            return None
+        if self.step % config.monitor.log_steps and self.step != self.total_steps:
+            self.seconds += clock.lap()
+            return None
+        if self.loss_scale is not None:
+            losses.metrics.update(self.loss_scale.metrics())
+        loss, metrics = self._read(losses)  # the only host synchronisation, every `log_steps`
+        if self.loss_scale is not None:
+            self.results["skipped_steps"] = int(metrics["skipped_steps"])
+            if metrics["loss_scale"] < LEAST:
+                raise self._diverged("gradient at any loss scale", batch, losses, lr)
+            if not math.isfinite(loss):  # of a step that changed nothing
+                self.seconds += clock.lap()
+                self.display.say(f"step {self.step} is skipped, its loss is not finite")
+                return None
+        if not math.isfinite(loss):
+            raise self._diverged("loss", batch, losses, lr)
+        self.seconds += clock.lap()
+        timing = clock.window(config.train.batch_size, self.step)
+        row = {"kind": "train", "step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss, "lr": lr}
+        return {**row, **metrics, "timing": {"time": self.seconds, "wall": self._wall(), **timing}}
+
+    def _told_to_stop(self) -> bool:
+        """By a signal; several processes must all know of it, so they ask each other where metrics are read."""
+        return bool(self.interruption.signal if self.ranks.world == 1 else self.interruption.agreed)
+
+    def _read(self, losses: Losses) -> tuple[float, dict[str, float]]:
+        """Loss and metrics, as means over the ranks; a signal that one of them got stops them all here."""
+        interruption = self.interruption
+        values = [losses.total.detach(), *losses.metrics.values()]
+        row = torch.stack([value.detach().float() for value in values])
+        loss, *metrics, signal_number = self.ranks.mean(
+            torch.cat([row, row.new_tensor([interruption.signal])])
+        ).tolist()
+        if signal_number > 0 and not interruption.signal:
+            interruption.signal = signal.SIGTERM
+        interruption.agreed = interruption.signal
+        return loss, dict(zip(losses.metrics, metrics, strict=True))
+
+    def _skip(self, batch: Batch, losses: Losses, lr: float, clock: Clock) -> None:
+        """Count a step that was not finite and changed nothing; too many in a row end the run."""
+        what = self.guard.refused or ""
+        if self.guard.in_a_row >= self.config.train.max_bad_steps:
+            raise self._diverged(what, batch, losses, lr)
+        self.seconds += clock.lap()
+        self.results["skipped_steps"] = skipped = self.results.get("skipped_steps", 0) + 1
+        self.display.say(f"step {self.step} is skipped, its {what} is not finite")
+        row: Row = {"kind": "skipped", "step": self.step, "epoch": self.step / self.steps_per_epoch, "lr": lr}
+        self.metrics.write({**row, "not_finite": what, "skipped_steps": skipped, "timing": {"time": self.seconds}})
+
+    def _diverged(self, what: str, batch: Batch, losses: Losses, lr: float) -> NotFinite:
+        self.checkpoints.wait()
+        ids = batch.ids.tolist()
+        where = {"epoch": self.step / self.steps_per_epoch, "ids": ids, "images": [*map(self.train_source.name, ids)]}
+        row, saved = max(1, self.guard.in_a_row), self.checkpoints.saved_step
+        path = self.run_dir / self.ranks.file(FILE)
+        return stop(path, what, losses, step=self.step, lr=lr, in_a_row=row, saved_step=saved, **where)
+
+    def _after_step(self) -> None:
+        """Evaluation and checkpoints that are due after the step just made."""
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        every = self.config.monitor.knn_epochs
+        if (
+            self.measurements.possible
+            and every
+            and position == 0
+            and epoch % every == 0
+            and self.step < self.total_steps
+        ):
+            self._write_knn(self.measurements.features())
+            self.method.train()
+        steps = self.config.train.checkpoint_steps
+        due = self.step % steps == 0 if steps else time.monotonic() >= self.checkpoint_due
+        if due and self.step < self.total_steps:
+            self._save()
+
+    def _tell_unreadable(self) -> None:
+        """Name the images that turned out unreadable since the last call."""
+        reasons = list(self.feed.quarantine.reasons.items())
+        for sample, reason in reasons[self.unreadable :]:
+            self.display.say(f"unreadable image replaced: {self.train_source.name(sample)} ({reason})")
+        self.unreadable = self.results["unreadable_images"] = len(reasons)
+        if self.masks is not None:
+            missing = list(self.masks.missing.items())
+            for name, reason in missing[self.unmasked :]:
+                self.display.say(f"background kept: {name} ({reason})")
+            self.unmasked = self.results["images_without_mask"] = len(missing)
+
+    def _introduce(self) -> None:
+        config, say = self.config, self.display.say
+        parameters = sum(p.numel() for p in self.method.parameters())
+        say(
+            f"{config.method_name} ({config.recipe}): {config.backbone.name} × {config.backbone.width:g}, "
+            f"{parameters / 1e6:.1f} M parameters, {self.device.type}, {self.precision}"
+        )
+        say(
+            f"{len(self.train_source):,} images, {self.total_steps:,} steps of {config.train.batch_size} images × "
+            f"{config.augment.views_per_image} views, run directory {self.run_dir}"
+        )
+        if emulates(self.precision, self.device):
+            say("this CPU only emulates bf16, many times slower: --train.precision auto takes fp32 here")
+        if self.step:
+            say(f"continuing after step {self.step}")
+        if not self.measurements.possible and config.monitor.knn_epochs:
+            say("no labelled images to evaluate on: kNN and linear probe are left out")
+
+    def _write_knn(self, features: Features) -> None:
+        if not self.ranks.first:
+            return
+        row, best = self.measurements.knn(features, self.step, self.step / self.steps_per_epoch)
+        self.metrics.write({**row, "timing": {"time": self.seconds, "wall": self._wall()}})
+        if best:
+            self._save(best=True)
+
+    def _finish(self) -> None:
+        features = self.measurements.features() if self.measurements.possible else None
+        if not self.ranks.first:
+            return
+        if features:
+            if self.config.monitor.knn_epochs:
+                self._write_knn(features)
+            self.measurements.trained(features)
+        self.results.update(steps=self.step, training_seconds=self.seconds, wall_seconds=self._wall())
+        report.finish(self.run_dir, self.results, say=self.display.say)
+
+    # -- safety -------------------------------------------------------------------------------------------------------
+
+    def _wall(self) -> float:
+        """Seconds since the run began, evaluation included, over all its processes."""
+        return time.monotonic() - self.started
+
+    def _save_now(self) -> bool:
+        """Whether the current step's checkpoint is on the disk, written now if need be."""
+        if not self.ranks.first:
+            return True
+        self.checkpoints.wait()
+        if self.checkpoints.saved_step != self.step:
+            self._save()
+            self.checkpoints.wait()
+        return self.checkpoints.saved_step == self.step
+
+    def _save(self, *, best: bool = False) -> None:
+        """Begin to write a checkpoint of the current step.
+
+        The first rank does: what a run needs is the same on all, and running statistics are taken from it.
+        """
+        if not self.ranks.first:
+            return
+        state = {
+            "config": configuration.to_dict(self.config),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "wall": self._wall(),
+            "results": self.results,
+        }
+        if self.loss_scale is not None:
+            state["loss_scale"] = self.loss_scale.state_dict()
+        if not best:
+            self.checkpoint_due = time.monotonic() + 60 * self.config.train.checkpoint_minutes
+        self.checkpoints.write(state, best=best)
