@@ -15,7 +15,7 @@ def test_all_methods(capsys):
 
 def test_one_method(capsys):
     assert main(["recipes", "swav"]) == 0
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["imagenet-800ep"]]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["imagenet-800ep"])
     wanted = "imagenet-800ep resnet50 × 1 2 × 224 + 6 × 96 lars C 4.8 1e-06 4096 800"
     assert row.split() == wanted.split()
 
@@ -24,3 +24,22 @@ def test_unknown_methods(capsys):
     assert main(["recipes", "simsiam"]) == 2
     assert main(["recipes", "swav", "byol"]) == 2
     assert "takes one method" in capsys.readouterr().err
+
+
+def test_one_method_shows_every_constant_and_what_is_known(capsys):
+    assert main(["recipes", "swav"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("temperature", "epsilon", "iterations", "prototypes", "freeze-steps", "queue-epoch", "warmup-epochs"):
+        assert name in shown
+    assert "imagenet-800ep: Batch 4096, lr 4.8 from 0.3 and down to 0.0048; 75.3 % linear." in shown
+    assert "lars C: the trust ratio" in shown
+    assert "lars A" not in shown
+    (crops,) = [line for line in shown.splitlines() if line.split()[:4] == ["imagenet-800ep", "96", "6", "0.05"]]
+    assert "0.14" in crops
+
+
+def test_every_method_can_be_shown(capsys):
+    for method in recipes.RECIPES:
+        assert main(["recipes", method]) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("\n  imagenet") >= 1, method
