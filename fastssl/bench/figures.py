@@ -65,6 +65,8 @@ class Figures:
     """The same of steps on synthetic views."""
     efficiency: float | None
     """Images/s of all processes ÷ (their number × those of one without communication); None for one process."""
+    busy: float | None
+    """CPU time of steps on synthetic views ÷ (their time × threads of the model); None on a GPU."""
     view_cores: float
     """Cores that make views as fast as the model takes them, by the CPU time of views alone, over all processes."""
 
@@ -101,8 +103,15 @@ def figures(result: Result) -> Figures:
         roofline=batch / step * result.multiple / plain,
         roofline_model=model * result.multiple / plain,
         efficiency=typical(result.one_rank) / model_step if result.one_rank else None,
+        busy=_busy(result),
         view_cores=typical(result.views_cpu) * world * model / batch,
     )
+
+
+def _busy(result: Result) -> float | None:
+    if result.setting["device"] != "cpu" or not result.synthetic_cpu:
+        return None
+    return sum(result.synthetic_cpu) / (sum(r[WHOLE] for r in result.synthetic) * result.setting["threads"])
 
 
 def middle(samples: Sequence[T], key: Callable[[T], float]) -> list[T]:

@@ -47,6 +47,8 @@ LEAST_ROUNDS = 3
 ROUNDS_WANTED = 6
 """A batch that is chosen here is small enough for so many rounds in the time."""
 
+LATE, AT_LEAST = 2.0, 60.0
+"""Rounds are given up beyond so many times --bench.seconds, or so many seconds: other work has slowed them down."""
 PROBES = 4
 """Tries to find the batch that fits the time: in a small one, what every step does once weighs too much."""
 AROUND = 4
@@ -89,6 +91,8 @@ class Result:
     """Seconds of steps on the loader's views, by part."""
     synthetic: list[Reading] = field(default_factory=list)
     """Seconds of steps on synthetic views, by part."""
+    synthetic_cpu: list[float] = field(default_factory=list)
+    """CPU seconds of the same, of all threads."""
     views: list[float] = field(default_factory=list)
     """Seconds of a batch of views alone."""
     views_cpu: list[float] = field(default_factory=list)
@@ -328,9 +332,17 @@ class _Bench:
             first = time.perf_counter() - begin
             rounds = self.ranks.once(lambda: min(settings.steps, max(LEAST_ROUNDS, int(settings.seconds / first) - 1)))
             self.say(f"batch {self.config.train.batch_size}: {rounds} rounds of about {first:.1f} s")
+            begin = time.perf_counter()
             for done in range(1, rounds + 1):
                 self._round(result, supply, training, views, yardstick, plain)
                 self.tell(100 * done // rounds)
+                late = time.perf_counter() - begin > max(AT_LEAST, LATE * settings.seconds)
+                if done < rounds and self.ranks.once(lambda late=late: late):  # type: ignore[misc]
+                    self.notes.append(
+                        f"Only {done} of {rounds} rounds were measured: they took {LATE:g} times as long as "
+                        f"--bench.seconds {settings.seconds:g} allows, and more."
+                    )
+                    break
             result.peak_bytes = training.peak_bytes(views)
             if settings.profile is not None:
                 self._profile(settings.profile, supply, training)
@@ -350,8 +362,9 @@ class _Bench:
         steps = supply.timed_steps(count, training)
         result.full += steps[1 : count - ahead] if ahead else steps
         for _ in range(AROUND - 1 if ahead else 1):
-            reading = training.timed(views)
-            result.synthetic.append(reading)
+            cpu = time.process_time()
+            result.synthetic.append(training.timed(views))
+            result.synthetic_cpu.append(time.process_time() - cpu)
             result.alone.append(training.timed_alone(self.config.train.batch_size))
         cpu = time.process_time()
         made = [reading[WHOLE] for reading in supply.timed(count, training)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..report.text import table
+from ..report.text import speed, table
 from .figures import NAMES, Figures, figures
 from .method import Result
 from .verdict import advice, verdict
@@ -20,7 +20,7 @@ def describe_training(result: Result, *, data: str) -> list[str]:
         data: name of the data, for commands to type.
     """
     found = figures(result)
-    sections = [_measured(result), _parts(result, found), _speeds(result, found)]
+    sections = [_measured(result, data), _parts(result, found), _speeds(result, found)]
     if result.operations:
         sections.append(_operations(result))
     tries = [f"Try: {line}" for line in advice(result, found, data)]
@@ -28,15 +28,15 @@ def describe_training(result: Result, *, data: str) -> list[str]:
     return [line for section in sections for line in [*section, ""]][:-1]
 
 
-def _measured(result: Result) -> list[str]:
+def _measured(result: Result, data: str) -> list[str]:
     setting = result.setting
     views = " + ".join(f"{count} × {size}" for count, size in setting["views"])
     processes = setting["processes"]
     lines = [
         f"{setting['method']} ({setting['recipe']}): {setting['backbone']}, views of {views} pixels, "
         f"{setting['device']}, {setting['precision']}" + (f", {processes} processes" if processes > 1 else ""),
-        f"batch of {setting['batch_size']:,} of {setting['images']:,} images, threads: {setting['threads']} for "
-        f"the model, {setting['loader_threads']} for views ({setting['renderer']}), {_ahead(setting['prefetch'])}",
+        f"batch of {setting['batch_size']:,} of {setting['images']:,} images of {data}, threads: {setting['threads']} "
+        f"for the model, {setting['loader_threads']} for views ({setting['renderer']}), " + _ahead(setting["prefetch"]),
     ]
     lines += result.notes
     if setting["prepares_epochs"]:
@@ -86,10 +86,10 @@ def _speeds(result: Result, found: Figures) -> list[str]:
     size, method = result.setting["views"][0][1], result.setting["method"]
     rows: list[Sequence[str]] = [("speed", "images/s", "")]
     rows += [
-        ("full step", f"{found.full:,.1f}", f"{found.roofline:.0%} of the roofline"),
-        ("model, synthetic views", f"{found.model:,.1f}", f"{found.roofline_model:.0%} of the roofline"),
-        ("views alone", f"{found.views:,.1f}", ""),
-        ("supervised, one view", f"{found.supervised:,.1f}", "the yardstick"),
+        ("full step", f"{speed(found.full)}", f"{found.roofline:.0%} of the roofline"),
+        ("model, synthetic views", f"{speed(found.model)}", f"{found.roofline_model:.0%} of the roofline"),
+        ("views alone", f"{speed(found.views)}", ""),
+        ("supervised, one view", f"{speed(found.supervised)}", "the yardstick"),
     ]
     process = "" if result.process_peak_bytes is None else f", {_bytes(result.process_peak_bytes)} for the process"
     lines = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..report.text import speed
 from .figures import Figures
 from .method import Result
 from .timeline import BACKWARD, FORWARD, LOSS, OPTIMIZER, TARGETS, VIEWS
@@ -13,6 +14,8 @@ WAITS = 0.05
 """Where views are made ahead, a larger share of the step that waits for them is data-bound."""
 TURNS = 0.5
 """Where views and model take turns, the one with the larger share of the step bounds it."""
+BUSY = 0.7
+"""Of the time; threads of a CPU that compute for less were kept from it."""
 MOST_ADVICE = 3
 
 
@@ -25,8 +28,19 @@ def verdict(result: Result, found: Figures) -> list[str]:
             f"scaling: {processes} processes are {processes * found.efficiency:.2f} times as fast as one of them by "
             f"itself (efficiency {found.efficiency:.0%}); communication takes the rest."
         )
+    if disturbed(found):
+        lines.append(
+            f"disturbed: the model's threads ran for only {found.busy:.0%} of the time, other processes had their "
+            "cores. Threads wait for each other, so every part took longer, and small operations (the optimizer) most: "
+            "measure again when the machine is quiet."
+        )
     lines.append(_ahead_of(result, found))
     return lines
+
+
+def disturbed(found: Figures) -> bool:
+    """Whether other processes kept the model's threads from computing."""
+    return found.busy is not None and found.busy < BUSY
 
 
 def data_bound(result: Result, found: Figures) -> bool:
@@ -47,9 +61,9 @@ def more_cores(result: Result, found: Figures) -> float:
 
 def _data(result: Result, found: Figures) -> str:
     more = more_cores(result, found)
-    words = f"data-bound: the model takes {found.model:,.1f} images/s, "
+    words = f"data-bound: the model takes {speed(found.model)} images/s, "
     if result.setting["prefetch"]:
-        words += f"views are made at {found.views:,.1f}, and it waits for them {found.data_wait:.0%} of the time"
+        words += f"views are made at {speed(found.views)}, and it waits for them {found.data_wait:.0%} of the time"
     else:
         words += f"but views and model take turns on the same cores, and views have {found.data_wait:.0%} of the time"
     if more > 0:
@@ -145,13 +159,13 @@ def _for_model(result: Result, found: Figures) -> list[str]:
         if not setting["norm_ranks"] and setting["processes"] > 8:
             lines.append("--train.norm-ranks 8: batch norm waits for 8 processes, not for all.")
     small = setting["batch_size"] < setting["recipe_batch_size"]
-    if shares[OPTIMIZER] > 0.1:
+    if shares[OPTIMIZER] > 0.1 and not disturbed(found):
         hint = f", as in the recipe's batch of {setting['recipe_batch_size']:,}," if small else ""
         lines.append(
             f"a larger --train.batch-size: the optimizer's {shares[OPTIMIZER]:.0%} does not grow with it{hint} and "
             "--train.micro-batch keeps the memory small."
         )
-    if setting["device"] == "cpu" and not lines and not data_bound(result, found):
+    if setting["device"] == "cpu" and not lines and not disturbed(found) and not data_bound(result, found):
         lines.append(
             "a GPU, or a small recipe (`fastssl recipes`): on these cores the networks themselves are the limit."
         )

@@ -55,8 +55,8 @@ def _measured(result: Result, recipe: str) -> list[str]:
     lines = [
         f"{recipe}: views of {views} pixels, {count(result.threads, 'thread')} on "
         f"{count(result.usable_cores, 'core')}, batches of {result.batch_size}, decoder {result.decoder}",
-        f"{images['measured']:,} of {images['total']:,} images, {images['bytes'] / 1e6:,.1f} MB, median "
-        f"{images['width']} × {images['height']} pixels; {len(bad)} unreadable, left out",
+        f"{images['measured']:,} of {images['total']:,} images, in whole batches, {images['bytes'] / 1e6:,.1f} MB, "
+        f"median {images['width']} × {images['height']} pixels; {len(bad)} unreadable, left out",
     ]
     lines += [f"  {entry['name']}: {entry['reason']}" for entry in bad[:5]]
     return lines + ([f"  and {len(bad) - 5:,} more: `fastssl check-data` lists all"] if len(bad) > 5 else [])
@@ -175,8 +175,8 @@ def _advice(result: Result) -> list[str]:
     side, images = 256, result.images
     if result.packed is None and images["short_side"] > LARGE * side:
         found.append(
-            f"`fastssl pack --short-side {side}`: half of the images have more than {images['short_side']} pixels on "
-            "their short side. --packed measures what that gains."
+            f"`fastssl pack IMAGES OUT --short-side {side}`: half of the images have more than {images['short_side']} "
+            "pixels on their short side. --packed measures what that gains."
         )
     return found
 

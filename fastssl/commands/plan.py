@@ -49,7 +49,8 @@ class PlanOptions:
     cores_per_gpu: float | None = None
     """CPU cores that decode for a GPU; by default as many as it takes."""
     decode_rate: float = 390.0
-    """Images/s that a core decodes, measured by `fastssl bench data`; by default those of a Zen 3 core on ImageNet."""
+    """Images/s that a core decodes: of `fastssl bench data`, decoding alone divided by its threads; by default those of
+    a Zen 3 core on ImageNet."""
     disk: float | None = None
     """GB/s that a machine reads and writes; by default as fast as it takes, and 1 for checkpoints."""
     image_kb: float = 110.0

@@ -66,7 +66,7 @@ def size_formulas(plan: Plan, p: Prediction) -> list[tuple[str, str]]:
         ),
         (
             "cores = images/s / decode rate",
-            f"{p.images_per_second:,.0f} / {site.decode_rate:g}: {p.cores * p.gpus:,.1f}",
+            f"{p.images_per_second:,.0f} / {site.decode_rate:g} a core (--decode-rate): {p.cores * p.gpus:,.1f}",
         ),
         (
             "checkpoint = state + momenta; seconds = bytes / disk",

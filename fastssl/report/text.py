@@ -17,6 +17,11 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
+def speed(rate: float) -> str:
+    """Images a second with three digits at least."""
+    return f"{rate:,.{1 if rate >= 10 else 2 if rate >= 1 else 3}f}"
+
+
 def count(number: int, what: str) -> str:
     """The number with its noun, in the plural unless it is one."""
     return f"{number:,} {what}" + "s" * (number != 1)

@@ -115,7 +115,7 @@ def test_without_packed_large_images_get_a_hint_and_small_ones_do_not(result):
     plain = replace(result, packed=None)
     assert not any("fastssl pack" in line for line in describe(plain, recipe="small"))
     plain.images = {**plain.images, "short_side": 375}
-    assert any("fastssl pack --short-side 256" in line for line in describe(plain, recipe="small"))
+    assert any("fastssl pack IMAGES OUT --short-side 256" in line for line in describe(plain, recipe="small"))
 
 
 def test_the_result_survives_json(result):

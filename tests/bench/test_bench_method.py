@@ -31,6 +31,7 @@ from fastssl.errors import UserError
 from fastssl.methods import METHODS, DataFacts
 from fastssl.models import BackboneConfig
 from fastssl.optim import OptimConfig
+from fastssl.report.text import speed
 
 CPU = torch.device("cpu")
 TINY = BackboneConfig("resnet10", stem="cifar", width=0.125)
@@ -58,7 +59,7 @@ def result(measured):
     return deepcopy(measured)
 
 
-def made_up(*, views, model, prefetch=0, one_rank=(), **setting):
+def made_up(*, views, model, prefetch=0, one_rank=(), busy=0.9, **setting):
     """A result whose steps take these seconds for views and model; a batch of 100 takes 8 CPU seconds of views."""
     waits = max(0.0, views - model) if prefetch else views
     parts = {FORWARD: 0.3 * model, LOSS: 0.05 * model, BACKWARD: 0.6 * model, OPTIMIZER: 0.05 * model}
@@ -93,6 +94,7 @@ def made_up(*, views, model, prefetch=0, one_rank=(), **setting):
         {**known, **setting},
         full=[{**step, WHOLE: sum(step.values())}] * 3,
         synthetic=[{**step, VIEWS: 0.0, WHOLE: model}] * 3,
+        synthetic_cpu=[busy * model * known["threads"]] * 3,
         views=[views] * 3,
         views_cpu=[8.0] * 3,
         alone=[{LOSS: 0.05 * model, OPTIMIZER: 0.05 * model, WHOLE: 0.1 * model}] * 3,
@@ -102,6 +104,30 @@ def made_up(*, views, model, prefetch=0, one_rank=(), **setting):
         multiple=2.0,
         peak_bytes=10**9,
     )
+
+
+def test_threads_that_others_kept_from_computing_are_told(result):
+    """Then the parts' shares say little, and nothing is concluded from the optimizer's."""
+    slow = {"optimizer": 0.5}
+    for busy, told in ((0.9, False), (0.5, True)):
+        made = made_up(views=0.01, model=1.0, busy=busy)
+        made.full = [{**reading, OPTIMIZER: slow["optimizer"], WHOLE: reading[WHOLE] + 0.45} for reading in made.full]
+        words = "\n".join(describe_training(made, data="d"))
+        assert ("ran for only 50% of the time" in words) == told
+        assert ("a larger --train.batch-size" in words) != told
+    assert figures(result).busy > 0
+
+
+def test_small_speeds_keep_three_digits():
+    assert [speed(rate) for rate in (0.12345, 1.2345, 12.345, 12345.6)] == ["0.123", "1.23", "12.3", "12,345.6"]
+
+
+def test_rounds_that_take_far_too_long_are_given_up(image_folder, monkeypatch):
+    monkeypatch.setattr(bench, "AT_LEAST", 0.0)
+    monkeypatch.setattr(bench, "LATE", 0.0)
+    result = bench.measure(config_of("simclr", image_folder), replace(SHORT, steps=3))
+    assert len(result.full) == 1
+    assert "Only 1 of 3 rounds were measured" in "\n".join(describe_training(result, data="d"))
 
 
 @pytest.mark.parametrize("name", ["mocov2", "byol", "swav", "deepclusterv2", "supervised"])
