@@ -21,6 +21,7 @@ import tempfile
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import fastssl
@@ -33,7 +34,7 @@ from fastssl.report.curves import INK, LINE, MUTED, read_metrics
 from fastssl.report.environment import environment
 
 MULTICROP = "swav multi-crop"
-PROBE_STEPS = 40
+PROBE_STEPS = 60
 """Steps that tell how fast a method is."""
 Measured = dict[str, Any]
 
@@ -57,7 +58,9 @@ def run(name: str, data: str, recipe: str, minutes: float, threads: int) -> Meas
         if minutes:
             silent = replace(config.monitor, knn_epochs=0, baselines=False)
             probe = replace(config, train=replace(config.train, max_steps=PROBE_STEPS), monitor=silent)
-            speed = _finished(probe, data, Path(folder) / "probe")[0]["images_per_second"]
+            _, rows = _finished(probe, data, Path(folder) / "probe")
+            # The first steps fill caches and pools.
+            speed = median([row["images_per_second"] for row in rows if row["kind"] == "train"][1:])
             steps = max(PROBE_STEPS, round(60 * minutes * speed / config.train.batch_size))
             config = replace(config, train=replace(config.train, max_steps=steps, epochs=1_000_000))
         else:

@@ -60,7 +60,7 @@ def test_a_method_is_measured_once(tmp_path):
         assert done.returncode == 0, done.stderr
         assert "| relicv2 |" in done.stdout
     samples = json.loads((out / "samples.json").read_text())
-    assert samples["methods"]["relicv2"]["steps"] == 40
+    assert samples["methods"]["relicv2"]["steps"] == 60
     assert samples["images"] == 64
     assert str(data) not in (out / "README.md").read_text()
     assert (out / "curves.png").stat().st_size > 1000
