@@ -68,11 +68,8 @@ TRAINING = "2026-11-26_2core-intel-xeon_training/samples"
 PEERS = ("lightly", "lightly tuned")
 
 
-METHODS = {
-    "built-in shapes, its own `quick` recipe": "2026-11-26_2core-intel-xeon_methods-quick",
-    "CIFAR-10, the same time for all": "2026-11-26_2core-intel-xeon_methods-cifar10",
-}
-"""Title of a column, and the record of `benchmarks/methods/compare.py`; the last is what methods are sorted by."""
+METHODS = "2026-11-26_2core-intel-xeon_methods-cifar10/samples"
+"""Of `benchmarks/methods/compare.py`."""
 
 
 class Missing(Exception):
@@ -150,20 +147,14 @@ def earlier(file: Path, seconds: float) -> str:
 
 
 def methods(records: Path) -> str:
-    """Of each method its kNN accuracy, what that is above the untrained network's, and the minutes of training."""
-    found = [read(records / folder / "samples.json", "methods")["methods"] for folder in METHODS.values()]
-    names = sorted(found[-1], key=lambda name: -found[-1][name]["curve"][-1][1])
-    rows = [f"| method | {' | '.join(METHODS)} |"]
-    for name in names:
-        cells = []
-        for measured in (entry.get(name) for entry in found):
-            if measured is None:
-                cells.append("–")
-                continue
-            knn = measured["curve"][-1][1]
-            gain, minutes = 100 * (knn - measured["random_knn"]), measured["minutes"]
-            cells.append(f"{100 * knn:.1f} % ({gain:+.1f}) in {minutes:.1f} min")
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+    """Of each method, the best first: kNN accuracy and what it is above the untrained network's, time and images."""
+    file = records / f"{METHODS}.json"
+    samples = read(file, "methods", "images")
+    rows = ["| method | kNN, % | above the random network | minutes | epochs |"]
+    for name, found in sorted(samples["methods"].items(), key=lambda entry: -entry[1]["curve"][-1][1]):
+        knn, passes = found["curve"][-1][1], found["images"] / samples["images"]
+        gain = 100 * (knn - found["random_knn"])
+        rows.append(f"| {name} | {100 * knn:.1f} | {gain:+.1f} | {found['minutes']:.1f} | {passes:.1f} |")
     return markdown(rows)
 
 

@@ -128,7 +128,8 @@ def draw(samples: Measured, file: Path) -> None:
     names = sorted(samples["methods"], key=lambda name: -samples["methods"][name]["curve"][-1][1])
     columns = 5
     figure = Figure(figsize=(11, 2.1 * math.ceil(len(names) / columns)), layout="constrained")
-    axes = figure.subplots(math.ceil(len(names) / columns), columns, sharex=True, sharey=True, squeeze=False).flat
+    grid = figure.subplots(math.ceil(len(names) / columns), columns, sharex=True, sharey=True, squeeze=False)
+    axes = [*grid.flat]
     for axis, name in zip(axes, names, strict=False):
         for other in [*(n for n in names if n != name), name]:
             found = samples["methods"][other]
@@ -145,7 +146,7 @@ def draw(samples: Measured, file: Path) -> None:
         axis.tick_params(colors=MUTED, labelsize=7)
         for spine in axis.spines.values():
             spine.set_color(MUTED)
-    for axis in list(axes)[len(names) :]:
+    for axis in axes[len(names) :]:
         axis.set_visible(False)
     figure.supxlabel("minutes of training", fontsize=9, color=INK)
     figure.supylabel("kNN accuracy, %", fontsize=9, color=INK)
