@@ -273,7 +273,7 @@ class Campaign:
         found = []
         ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (self.hurt, self.alone))
         found += [f"step {ours['step']} and {theirs['step']}"] if ours["step"] != theirs["step"] else []
-        for part in ("method", "optimizer", "rng"):
+        for part in ("method", "optimizer"):
             found += [] if _same(ours[part], theirs[part]) else [part]
         found += [] if _rows(self.hurt) == _rows(self.alone) else ["metrics.jsonl"]
         names = ("raw_pixel_knn", "random_knn", "trained_knn", "best_knn", "best_step", "unreadable_images", "steps")
