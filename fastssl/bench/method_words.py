@@ -86,10 +86,10 @@ def _speeds(result: Result, found: Figures) -> list[str]:
     size, method = result.setting["views"][0][1], result.setting["method"]
     rows: list[Sequence[str]] = [("speed", "images/s", "")]
     rows += [
-        ("full step", f"{speed(found.full)}", f"{found.roofline:.0%} of the roofline"),
-        ("model, synthetic views", f"{speed(found.model)}", f"{found.roofline_model:.0%} of the roofline"),
-        ("views alone", f"{speed(found.views)}", ""),
-        ("supervised, one view", f"{speed(found.supervised)}", "the yardstick"),
+        ("full step", speed(found.full), f"{found.roofline:.0%} of the roofline"),
+        ("model, synthetic views", speed(found.model), f"{found.roofline_model:.0%} of the roofline"),
+        ("views alone", speed(found.views), ""),
+        ("supervised, one view", speed(found.supervised), "the yardstick"),
     ]
     process = "" if result.process_peak_bytes is None else f", {_bytes(result.process_peak_bytes)} for the process"
     lines = [
