@@ -34,7 +34,7 @@ IMAGENET_400EP_2X224 = replace(deepclusterv2.IMAGENET_400EP_2X224, method=_PAPER
 
 CIFAR10_SMALL = replace(
     simclr.CIFAR10_SMALL,
-    method=SeLaV2Config(temperature=0.1, hidden=512, out=128, prototypes=300, epsilon=0.05, freeze_steps=195),
+    method=SeLaV2Config(temperature=0.1, hidden=512, out=128, prototypes=300, epsilon=0.05, freeze_steps=40),
 )
 """Ours, for two CPU cores."""
 

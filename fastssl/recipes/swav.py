@@ -50,11 +50,16 @@ IMAGENET_200EP_BATCH256 = replace(
 
 CIFAR10_SMALL = replace(
     simclr.CIFAR10_SMALL,
-    method=SwAVConfig(temperature=0.1, epsilon=0.05, hidden=512, out=128, prototypes=300, freeze_steps=195),
+    method=SwAVConfig(
+        temperature=0.1, epsilon=0.005, iterations=10, hidden=512, out=128, prototypes=300, freeze_steps=40
+    ),
 )
-"""Ours, for two CPU cores: two crops of 32 pixels, fewer prototypes than a batch has views."""
+"""Ours, for two CPU cores: two crops of 32 pixels, fewer prototypes than a batch has views.
 
-_SMALL_CROP = replace(CIFAR10_SMALL.augment.views[0], size=16, count=4, scale=(0.08, 0.3))
+In runs of two to three epochs ε mattered most: kNN 40 % with 0.05, 45 with 0.02, 46 with 0.01, 47 with this. So hard a
+code needs more of Sinkhorn's iterations. Batch 128 and 1,000 prototypes moved kNN down."""
+
+_SMALL_CROP = replace(CIFAR10_SMALL.augment.views[0], size=16, count=2, scale=(0.08, 0.3))
 CIFAR10_SMALL_MULTICROP = replace(
     CIFAR10_SMALL,
     recipe="cifar10-small-multicrop",
@@ -62,7 +67,7 @@ CIFAR10_SMALL_MULTICROP = replace(
         CIFAR10_SMALL.augment, views=(replace(CIFAR10_SMALL.augment.views[0], scale=(0.3, 1.0)), _SMALL_CROP)
     ),
 )
-"""The same with four crops of 16 pixels beside the two."""
+"""The same with two crops of 16 pixels beside the two of 32: four of them took more time than they were worth."""
 
 QUICK = replace(
     simclr.QUICK,
