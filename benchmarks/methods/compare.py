@@ -7,7 +7,8 @@ Each method trains with its recipe of that name for as many steps as it makes in
 excluded; a short run before tells how fast it is), and its schedules span these steps; 0 minutes leaves each recipe its
 own length, and the time is what it takes. `--jobs` methods run side by side, each in a process of its own with
 `--threads` threads: the time is equal, the number of images is not. FOLDER gets samples.json, curves.png and README.md;
-a method that is in samples.json is not run again.
+a method that is in samples.json is not run again, unless its time there is more than a tenth off: then it is, with as
+many steps as its speed there asks for. (Other work on the machine makes the short run a bad guess.)
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from fastssl.report.environment import environment
 MULTICROP = "swav multi-crop"
 PROBE_STEPS = 60
 """Steps that tell how fast a method is."""
+TOLERANCE = 0.1
+"""Share of the time by which a run may miss it."""
 Measured = dict[str, Any]
 
 
@@ -51,16 +54,12 @@ def config_of(name: str, recipe: str, threads: int) -> Config:
     )
 
 
-def run(name: str, data: str, recipe: str, minutes: float, threads: int) -> Measured:
-    """A method's figures, in a process of its own."""
+def run(name: str, data: str, recipe: str, minutes: float, threads: int, speed: float | None = None) -> Measured:
+    """A method's figures, in a process of its own. speed: images/s, if it is known."""
     config = config_of(name, recipe, threads)
     with tempfile.TemporaryDirectory() as folder:
         if minutes:
-            silent = replace(config.monitor, knn_epochs=0, baselines=False)
-            probe = replace(config, train=replace(config.train, max_steps=PROBE_STEPS), monitor=silent)
-            _, rows = _finished(probe, data, Path(folder) / "probe")
-            # The first steps fill caches and pools.
-            speed = median([row["images_per_second"] for row in rows if row["kind"] == "train"][1:])
+            speed = speed or _speed(config, data, Path(folder) / "probe")
             steps = max(PROBE_STEPS, round(60 * minutes * speed / config.train.batch_size))
             config = replace(config, train=replace(config.train, max_steps=steps, epochs=1_000_000))
         else:
@@ -79,6 +78,21 @@ def run(name: str, data: str, recipe: str, minutes: float, threads: int) -> Meas
         "last": {key: value for key, value in last.items() if isinstance(value, float)},
         "width": getattr(config.method, "out", None),
     }
+
+
+def _speed(config: Config, data: str, folder: Path) -> float:
+    """Images/s of a short run. Its first steps fill caches and pools."""
+    silent = replace(config.monitor, knn_epochs=0, baselines=False)
+    probe = replace(config, train=replace(config.train, max_steps=PROBE_STEPS), monitor=silent)
+    _, rows = _finished(probe, data, folder)
+    return median([row["images_per_second"] for row in rows if row["kind"] == "train"][1:])
+
+
+def in_time(found: Measured | None, minutes: float) -> bool:
+    """Whether a method has run, and for as long as was asked, or for the fewest steps."""
+    if found is None or not minutes:
+        return found is not None
+    return abs(found["minutes"] / minutes - 1) <= TOLERANCE or found["steps"] == PROBE_STEPS
 
 
 def _finished(config: Config, data: str, folder: Path) -> tuple[Measured, list[Measured]]:
@@ -209,8 +223,11 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         arguments = (options.data, options.recipe, options.minutes, options.threads)
+        before = {name: samples["methods"].get(name) for name in names}
         running: dict[Future[Measured], str] = {
-            pool.submit(run, name, *arguments): name for name in names if name not in samples["methods"]
+            pool.submit(run, name, *arguments, found and found["images_per_second"]): name
+            for name, found in before.items()
+            if not in_time(found, options.minutes)
         }
         for future in as_completed(running):
             found = samples["methods"][running[future]] = future.result()

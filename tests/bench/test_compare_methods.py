@@ -46,6 +46,16 @@ def test_an_early_share_of_the_time_has_no_figure_yet(script):
     assert script.at([(1.0, 0.3), (2.0, 0.4)], 1.5) == 0.3
 
 
+def test_a_method_runs_again_if_its_time_was_more_than_a_tenth_off(script):
+    found = {"minutes": 4.6, "steps": 500}
+    assert script.in_time(found, 5.0)
+    assert not script.in_time(found, 6.0)
+    assert not script.in_time(None, 5.0)
+    assert not script.in_time(None, 0.0)
+    assert script.in_time(found, 0.0), "a recipe's own length takes what it takes"
+    assert script.in_time({"minutes": 1.0, "steps": script.PROBE_STEPS}, 0.5), "a probe is the shortest run"
+
+
 @pytest.mark.slow
 def test_a_method_is_measured_once(tmp_path):
     """A short run, then the same command again: nothing is trained, the record is written anew."""
