@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import shlex
 import sys
 import tempfile
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -170,6 +171,7 @@ def draw(samples: Measured, file: Path) -> None:
 def page(samples: Measured) -> str:
     options = samples["options"]
     machine = samples["environment"]["cpu"]
+    chosen = " --methods " + " ".join(map(shlex.quote, options["methods"])) if options.get("methods") else ""
     return "\n".join(
         [
             f"# Every method for {options['minutes']:g} minutes"
@@ -180,7 +182,7 @@ def page(samples: Measured) -> str:
             f"methods side by side; recipe `{options['recipe']}`.",
             "",
             f"    python benchmarks/methods/compare.py DATA --recipe {options['recipe']} --minutes "
-            f"{options['minutes']:g} --threads {options['threads']} --jobs {options['jobs']} --out FOLDER",
+            f"{options['minutes']:g} --threads {options['threads']} --jobs {options['jobs']}{chosen} --out FOLDER",
             "",
             *table(samples),
             "",
@@ -210,7 +212,7 @@ def main() -> None:
     names = options.methods or [*METHODS, *several]
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "samples.json"
-    shown = {key: getattr(options, key) for key in ("recipe", "minutes", "threads", "jobs")}
+    shown = {key: getattr(options, key) for key in ("recipe", "minutes", "threads", "jobs", "methods")}
     samples: Measured = {
         "data": options.data_name or options.data,
         "images": len(open_splits(ensure_builtin() if options.data == BUILTIN else Path(options.data))[0]),

@@ -65,14 +65,17 @@ def test_a_method_is_measured_once(tmp_path):
     command = [sys.executable, str(SCRIPT), str(data), "--recipe", "quick", "--minutes", "0.001", "--jobs", "1"]
     command += ["--data-name", "two classes", "--out", str(out), "--methods"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(2):
+    for trained in (True, False):
         done = subprocess.run([*command, "relicv2"], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         assert "| relicv2 |" in done.stdout
+        assert ("relicv2: kNN" in done.stdout) is trained
     samples = json.loads((out / "samples.json").read_text())
     assert samples["methods"]["relicv2"]["steps"] == 60
     assert samples["images"] == 64
-    assert str(data) not in (out / "README.md").read_text()
+    page = (out / "README.md").read_text()
+    assert str(data) not in page
+    assert "--methods relicv2 --out FOLDER" in page
     assert (out / "curves.png").stat().st_size > 1000
     refused = subprocess.run([*command, "simclr"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
