@@ -11,7 +11,7 @@ from ..rows_kernel import unit_rows_kernel, unit_rows_per_program
 from ..tile import Tile, launch_options, piece_products
 from .kernel import rectangle_kernel, triangle_kernel
 from .kernel_gradient import gradient_kernel
-from .launch import LOG2E
+from .launch_rows import LOG2E
 from .tiles import tile_for
 
 _BATCH, _QUEUE = 4096, 65536

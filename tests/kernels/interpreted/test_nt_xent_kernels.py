@@ -7,7 +7,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from fastssl_kernels.nt_xent import cost, info_nce_reference, launch, nt_xent_reference
+from fastssl_kernels.nt_xent import (
+    cost,
+    info_nce_reference,
+    launch,
+    launch_rows,
+    launch_sums,
+    nt_xent_reference,
+)
 from fastssl_kernels.nt_xent.logits import Logits
 from fastssl_kernels.tile import Tile, padded_rows
 from proof.interpreter import checked, same_in_any_order
@@ -31,7 +38,7 @@ def small_tiles(monkeypatch):
     """Small tiles, so that small batches have many; widths above 32 go in pieces."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    monkeypatch.setattr(launch, "tile_for", lambda kernel, width, *_: SMALL[kernel]._replace(piece=min(width, 32)))
+    monkeypatch.setattr(launch_rows, "tile_for", lambda kernel, width, *_: SMALL[kernel]._replace(piece=min(width, 32)))
 
 
 def views_of(batch, width, views=2, noise=None):
@@ -209,7 +216,7 @@ def test_work_is_what_the_formulas_say():
     with checked() as work:
         _, _, *saved = launch.nt_xent_forward(z, None, logits, 2, False, True, "")
     tile, tiles = SMALL["triangle"], 2 * batch // 64
-    splits = max(1, min(2 * launch.processors(z.device) // tiles, (tiles - 1) // 2))
+    splits = max(1, min(2 * launch_sums.processors(z.device) // tiles, (tiles - 1) // 2))
     expected = cost.triangle_cost(batch, width, tile, views=2, splits=splits, itemsize=2)
     assert work.dot_flops == expected.flops
     assert work.by_tensor["z", "load"] + work.by_tensor["partial", "store"] == expected.bytes
@@ -250,7 +257,7 @@ def test_a_queue_is_read_once_for_loss_and_gradient():
 
 def test_large_batches_run_in_several_launches(monkeypatch):
     """Partial sums stay proportional to the rows: more distances than slots means another launch."""
-    monkeypatch.setattr(launch, "SLOTS", 2)
+    monkeypatch.setattr(launch_sums, "SLOTS", 2)
     z = views_of(300, 16)
     exact = z.double().requires_grad_()
     (2 * nt_xent_reference(exact, temperature=0.2)).backward()
@@ -309,7 +316,7 @@ def _rank(rank, folder, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    launch.tile_for = lambda kernel, width, *_: SMALL[kernel]._replace(piece=min(width, 32))
+    launch_rows.tile_for = lambda kernel, width, *_: SMALL[kernel]._replace(piece=min(width, 32))
     views, (query, key) = (part[:, rank * IMAGES : (rank + 1) * IMAGES] for part in _inputs())
     z, name, one, results = views.flatten(0, 1), dist.group.WORLD.group_name, torch.ones(()), []
     queue = _queue()
