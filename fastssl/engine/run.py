@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import config as configuration
 from ..config import Config
 from ..data import Batch, Source
 from ..data.masks import Masks
@@ -27,7 +25,6 @@ from ..report.environment import environment
 from . import report, rundir
 from .allocator import keep_freed_memory
 from .build import data_facts, new_method, validate_share
-from .checkpoints import Checkpoints
 from .evaluation import Evaluator, Features
 from .feed import Feed
 from .finite import FILE, Guard, NotFinite, stop
@@ -35,8 +32,10 @@ from .interrupt import Interruption
 from .loss_scale import LEAST, LossScale
 from .measure import Measurements
 from .monitor import Clock, Display, Metrics, Row
-from .precision import autocast, emulates, resolve_device, resolve_precision, set_threads
+from .notices import Unreadable, introduce
+from .precision import autocast, resolve_device, resolve_precision, set_threads
 from .ranks import Parallel, Ranks
+from .saving import Saving
 from .step import seed_generators, train_step
 from .watchdog import Watchdog
 
@@ -89,16 +88,14 @@ class Run:
         )
         self.optimizer = build_optimizer(self.method, config.optim)
         self.loss_scale = LossScale(self.method, self.optimizer) if self.precision == "fp16" else None
-        self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
-        self.results: dict[str, Any] = {}
         if new:
             chosen = {"threads": threads, "precision": self.precision, "renderer": self.feed.renderer}
             chosen |= {"processes": ranks.world}
             self.run_dir = ranks.once(lambda: rundir.claim(config, {**chosen, **environment()}))
         else:
             self.run_dir = Path(config.run_dir or "")
-        if state is not None:
-            self._restore(state)
+        self.saving = Saving(config, ranks, self.method, self.optimizer, self.loss_scale, state)
+        self.progress, self.results = self.saving.progress, self.saving.progress.results
         self.display = Display(self.total_steps, self.step, quiet=quiet or not ranks.first)
         self.metrics = Metrics(
             self.run_dir if ranks.first else None,
@@ -107,7 +104,7 @@ class Run:
             tensorboard=config.monitor.tensorboard,
             warn=self.display.say,
         )
-        self.unreadable = self.unmasked = 0
+        self.unreadable = Unreadable(self.train_source, self.masks, self.results, self.display.say)
         evaluator = None
         monitor = config.monitor
         wanted = monitor.knn_epochs or monitor.baselines or monitor.linear
@@ -127,29 +124,12 @@ class Run:
         self.guard = Guard(self.method, self.device, config.train.max_bad_steps, self.precision)
         self.watchdog = Watchdog(config.train.stall_minutes)
         self.torn = False  # between a step's begin and its end the state is neither the old nor the new one
-        self.checkpoints = Checkpoints(
-            self.run_dir,
-            keep=config.train.keep_checkpoints,
-            say=self.display.say,
-            saved_step=self.step if state is not None else -1,
-        )
-        self.checkpoint_due = time.monotonic() + 60 * config.train.checkpoint_minutes
+        self.saving.open(self.run_dir, self.display.say)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        try:
-            self.method.load_state_dict(state["method"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"the checkpoint does not fit config.yaml: {str(error).splitlines()[0]}") from None
-        if self.loss_scale is not None:
-            if "loss_scale" not in state:
-                raise UserError(
-                    "the checkpoint has no loss scale, so it is not of a run with --train.precision fp16: "
-                    "resume it with the precision that it was started with"
-                )
-            self.loss_scale.load_state_dict(state["loss_scale"])
-        self.step, self.seconds, self.results = state["step"], state["seconds"], state["results"]
-        self.started -= state["wall"]
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self.progress.step
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -165,11 +145,11 @@ class Run:
                     raise  # the checkpoints from before it are worth more
                 except BaseException:
                     if self.step > 0 and not self.torn:
-                        self._save_now()
+                        self.saving.save_now()
                     raise
                 finally:
-                    self.checkpoints.wait()
-                saved = self._save_now()
+                    self.saving.wait()
+                saved = self.saving.save_now()
             finished = self.step == self.total_steps
             if finished:
                 self._finish()
@@ -178,7 +158,7 @@ class Run:
                     f"interrupted after step {self.step}: continue with `fastssl pretrain --resume {self.run_dir}`"
                 )
         finally:
-            self.checkpoints.wait()
+            self.saving.wait()
             self.display.close()
             self.metrics.close()
         return Result(self.run_dir, self.results, finished, saved, self.interruption.signal)
@@ -197,14 +177,14 @@ class Run:
                 self.watchdog.at("evaluation or checkpoint")
                 if row is not None:
                     self.metrics.write(row)
-                    self.display.update(row, seconds_left=self.seconds / self.step * (self.total_steps - self.step))
+                    self.display.update(row, self.progress.seconds / self.step * (self.total_steps - self.step))
                 with clock.paused():
-                    self._tell_unreadable()
+                    self.unreadable.tell(self.feed.quarantine)
                     self._after_step()
                 if self._told_to_stop() or self.step == self.total_steps:
                     break
                 self.watchdog.at("loader")
-        self.results["images_per_second"] = self.step * config.train.batch_size / max(self.seconds, 1e-9)
+        self.results["images_per_second"] = self.step * config.train.batch_size / max(self.progress.seconds, 1e-9)
 
     def _batches(self, clock: Clock) -> Iterator[Batch]:
         """From the current step to the end, epoch after epoch."""
@@ -255,13 +235,13 @@ class Run:
             guard=self.guard,
             loss_scale=self.loss_scale,
         )
-        self.step += 1
+        self.progress.step += 1
         self.torn = False
         if self.guard.refused is not None:
             self._skip(batch, losses, lr, clock)
             return None
         if self.step % config.monitor.log_steps and self.step != self.total_steps:
-            self.seconds += clock.lap()
+            self.progress.seconds += clock.lap()
             return None
         if self.loss_scale is not None:
             losses.metrics.update(self.loss_scale.metrics())
@@ -271,15 +251,15 @@ class Run:
             if metrics["loss_scale"] < LEAST:
                 raise self._diverged("gradient at any loss scale", batch, losses, lr)
             if not math.isfinite(loss):  # of a step that changed nothing
-                self.seconds += clock.lap()
+                self.progress.seconds += clock.lap()
                 self.display.say(f"step {self.step} is skipped, its loss is not finite")
                 return None
         if not math.isfinite(loss):
             raise self._diverged("loss", batch, losses, lr)
-        self.seconds += clock.lap()
+        self.progress.seconds += clock.lap()
         timing = clock.window(config.train.batch_size, self.step)
         row = {"kind": "train", "step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss, "lr": lr}
-        return {**row, **metrics, "timing": {"time": self.seconds, "wall": self._wall(), **timing}}
+        return {**row, **metrics, "timing": {"time": self.progress.seconds, "wall": self.progress.wall(), **timing}}
 
     def _told_to_stop(self) -> bool:
         """By a signal; several processes must all know of it, so they ask each other where metrics are read."""
@@ -303,17 +283,18 @@ class Run:
         what = self.guard.refused or ""
         if self.guard.in_a_row >= self.config.train.max_bad_steps:
             raise self._diverged(what, batch, losses, lr)
-        self.seconds += clock.lap()
+        self.progress.seconds += clock.lap()
         self.results["skipped_steps"] = skipped = self.results.get("skipped_steps", 0) + 1
         self.display.say(f"step {self.step} is skipped, its {what} is not finite")
         row: Row = {"kind": "skipped", "step": self.step, "epoch": self.step / self.steps_per_epoch, "lr": lr}
-        self.metrics.write({**row, "not_finite": what, "skipped_steps": skipped, "timing": {"time": self.seconds}})
+        timing = {"time": self.progress.seconds}
+        self.metrics.write({**row, "not_finite": what, "skipped_steps": skipped, "timing": timing})
 
     def _diverged(self, what: str, batch: Batch, losses: Losses, lr: float) -> NotFinite:
-        self.checkpoints.wait()
+        self.saving.wait()
         ids = batch.ids.tolist()
         where = {"epoch": self.step / self.steps_per_epoch, "ids": ids, "images": [*map(self.train_source.name, ids)]}
-        row, saved = max(1, self.guard.in_a_row), self.checkpoints.saved_step
+        row, saved = max(1, self.guard.in_a_row), self.saving.saved_step
         path = self.run_dir / self.ranks.file(FILE)
         return stop(path, what, losses, step=self.step, lr=lr, in_a_row=row, saved_step=saved, **where)
 
@@ -330,48 +311,27 @@ class Run:
         ):
             self._write_knn(self.measurements.features())
             self.method.train()
-        steps = self.config.train.checkpoint_steps
-        due = self.step % steps == 0 if steps else time.monotonic() >= self.checkpoint_due
-        if due and self.step < self.total_steps:
-            self._save()
-
-    def _tell_unreadable(self) -> None:
-        """Name the images that turned out unreadable since the last call."""
-        reasons = list(self.feed.quarantine.reasons.items())
-        for sample, reason in reasons[self.unreadable :]:
-            self.display.say(f"unreadable image replaced: {self.train_source.name(sample)} ({reason})")
-        self.unreadable = self.results["unreadable_images"] = len(reasons)
-        if self.masks is not None:
-            missing = list(self.masks.missing.items())
-            for name, reason in missing[self.unmasked :]:
-                self.display.say(f"background kept: {name} ({reason})")
-            self.unmasked = self.results["images_without_mask"] = len(missing)
+        if self.step < self.total_steps and self.saving.due():
+            self.saving.save()
 
     def _introduce(self) -> None:
-        config, say = self.config, self.display.say
-        parameters = sum(p.numel() for p in self.method.parameters())
-        say(
-            f"{config.method_name} ({config.recipe}): {config.backbone.name} × {config.backbone.width:g}, "
-            f"{parameters / 1e6:.1f} M parameters, {self.device.type}, {self.precision}"
+        lines = introduce(
+            self.config, self.method, self.train_source, self.device, self.precision, self.total_steps, self.run_dir
         )
-        say(
-            f"{len(self.train_source):,} images, {self.total_steps:,} steps of {config.train.batch_size} images × "
-            f"{config.augment.views_per_image} views, run directory {self.run_dir}"
-        )
-        if emulates(self.precision, self.device):
-            say("this CPU only emulates bf16, many times slower: --train.precision auto takes fp32 here")
         if self.step:
-            say(f"continuing after step {self.step}")
-        if not self.measurements.possible and config.monitor.knn_epochs:
-            say("no labelled images to evaluate on: kNN and linear probe are left out")
+            lines.append(f"continuing after step {self.step}")
+        if not self.measurements.possible and self.config.monitor.knn_epochs:
+            lines.append("no labelled images to evaluate on: kNN and linear probe are left out")
+        for line in lines:
+            self.display.say(line)
 
     def _write_knn(self, features: Features) -> None:
         if not self.ranks.first:
             return
         row, best = self.measurements.knn(features, self.step, self.step / self.steps_per_epoch)
-        self.metrics.write({**row, "timing": {"time": self.seconds, "wall": self._wall()}})
+        self.metrics.write({**row, "timing": {"time": self.progress.seconds, "wall": self.progress.wall()}})
         if best:
-            self._save(best=True)
+            self.saving.save(best=True)
 
     def _finish(self) -> None:
         features = self.measurements.features() if self.measurements.possible else None
@@ -381,43 +341,5 @@ class Run:
             if self.config.monitor.knn_epochs:
                 self._write_knn(features)
             self.measurements.trained(features)
-        self.results.update(steps=self.step, training_seconds=self.seconds, wall_seconds=self._wall())
+        self.results.update(steps=self.step, training_seconds=self.progress.seconds, wall_seconds=self.progress.wall())
         report.finish(self.run_dir, self.results, say=self.display.say)
-
-    # -- safety -------------------------------------------------------------------------------------------------------
-
-    def _wall(self) -> float:
-        """Seconds since the run began, evaluation included, over all its processes."""
-        return time.monotonic() - self.started
-
-    def _save_now(self) -> bool:
-        """Whether the current step's checkpoint is on the disk, written now if need be."""
-        if not self.ranks.first:
-            return True
-        self.checkpoints.wait()
-        if self.checkpoints.saved_step != self.step:
-            self._save()
-            self.checkpoints.wait()
-        return self.checkpoints.saved_step == self.step
-
-    def _save(self, *, best: bool = False) -> None:
-        """Begin to write a checkpoint of the current step.
-
-        The first rank does: what a run needs is the same on all, and running statistics are taken from it.
-        """
-        if not self.ranks.first:
-            return
-        state = {
-            "config": configuration.to_dict(self.config),
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "wall": self._wall(),
-            "results": self.results,
-        }
-        if self.loss_scale is not None:
-            state["loss_scale"] = self.loss_scale.state_dict()
-        if not best:
-            self.checkpoint_due = time.monotonic() + 60 * self.config.train.checkpoint_minutes
-        self.checkpoints.write(state, best=best)

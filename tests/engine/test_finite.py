@@ -166,8 +166,8 @@ def test_a_better_best_does_not_put_off_the_next_checkpoint(image_folder, tmp_pa
     config = small(image_folder, tmp_path / "run", epochs=1, threads=1)
     config = replace(config, monitor=replace(config.monitor, knn_epochs=0, baselines=False))
     run = Run(config, Ranks(), None, None, None, new=True, quiet=True)
-    due = run.checkpoint_due
-    run._save(best=True)
-    assert run.checkpoint_due == due
-    run._save()
-    assert run.checkpoint_due > due
+    due = run.saving._due
+    run.saving.save(best=True)
+    assert run.saving._due == due
+    run.saving.save()
+    assert run.saving._due > due
