@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastssl_kernels import info_nce, relic, sample_negatives
-from fastssl_kernels.relic import blocks, cpu, relic_reference
+from fastssl_kernels.relic import blocks, relic_reference
+from fastssl_kernels.relic.pairs import Pairs
 from fastssl_kernels.relic.reference import relic_gradient_reference
 from laws import TOLERANCE, assert_relic, relative
 from torch.library import opcheck
@@ -283,10 +284,12 @@ def test_one_pass_or_two_give_the_same(drawn, views, temperature, stop_gradient,
     negatives = sample_negatives(150, 10, seed=0, step=0) if drawn else None
     options = {"temperature": temperature, "alpha": 0.7, "views": views, "stop_gradient": stop_gradient}
     results = []
-    for most in (512, 64 if negatives is None else 4):
-        monkeypatch.setattr(blocks, "NEGATIVES", most)
-        monkeypatch.setattr(blocks, "BLOCK", 1 << 14)
-        assert cpu.fits(150 if negatives is None else 10) == (most == 512)
+    for block, images in ((1 << 14, 1), (1 << 10, 64)):
+        monkeypatch.setattr(blocks, "NEGATIVES", 64 if negatives is None else 4)
+        monkeypatch.setattr(blocks, "BLOCK", block)
+        monkeypatch.setattr(blocks, "IMAGES", images)
+        pairs = Pairs(*views, 150, temperature, 0.7, True, stop_gradient, torch.float32)
+        assert blocks.one_pass(pairs, 150 if negatives is None else 10) == (images == 1)
         leaf = online.clone().requires_grad_()
         loss, metrics = relic(leaf, target, negatives=negatives, return_metrics=True, **options)
         (3 * loss).backward()

@@ -16,8 +16,15 @@ from ..gather import size_and_rank
 from ..nt_xent.blocked import EXCLUDED, LOWEST
 from .pairs import Pairs
 
-# Logits of a block, 2 MB in fp32, and negatives of one; three such blocks stay in the cache of two cores.
-BLOCK, NEGATIVES = 1 << 19, 512
+# Logits of a block, 4 MB in fp32, of which there are three, and negatives of one.
+BLOCK, NEGATIVES = 1 << 20, 512
+# Images of a block whose products are still fast: if so many fit with all their negatives, one pass is enough.
+IMAGES = 64
+
+
+def one_pass(pairs: Pairs, count: int) -> bool:
+    """Whether a block holds all `count` negatives of its images, so that one pass makes loss and gradient."""
+    return count > 0 and pairs.predictions * count * min(pairs.batch, IMAGES) <= BLOCK
 
 
 @dataclasses.dataclass
@@ -40,8 +47,8 @@ class Block:
     def __init__(self, pairs: Pairs, count: int) -> None:
         self.pairs = pairs
         self.targets = [[j for j in range(pairs.large) if pairs.diagonal or i != j] for i in range(pairs.views)]
-        rows = sum(map(len, self.targets))
-        self.negatives = max(1, min(count, NEGATIVES))
+        rows = pairs.predictions
+        self.negatives = count if one_pass(pairs, count) else max(1, min(count, NEGATIVES))
         self.images = max(1, min(pairs.batch, BLOCK // (max(rows, 1) * self.negatives)))
         self.scratch = torch.empty(3, rows * self.images * self.negatives)
 
@@ -196,10 +203,12 @@ def _weights(
     base += pairs.through_second * len(reverse)
     if i != j and pairs.invariance:
         own, other = block.at(logits, i, j), block.at(logits, *counterpart(pairs, i, j))
-        torch.mul(other, -pairs.through_expectation, out=weight)
         if pairs.through_log:
-            weight.add_(own, alpha=pairs.through_log)
-        weight.add_(constant[i, j, :, None] + base).mul_(mine)
+            torch.sub(own, other, out=weight)
+            torch.add(constant[i, j, :, None] + base, weight, alpha=pairs.through_log, out=weight)
+        else:
+            torch.sub(constant[i, j, :, None] + base, other, alpha=pairs.through_expectation, out=weight)
+        weight.mul_(mine)
     else:
         torch.mul(mine, base, out=weight)
     if pairs.through_second:

@@ -16,8 +16,7 @@ from ..arithmetic import plain_arithmetic
 from ..gather import gather_rows, size_and_rank
 from ..nt_xent.reference import TIE
 from ..rows import unit_rows
-from . import blocks
-from .blocks import Block, Running, Sums, add_gradient, counterpart, fill
+from .blocks import Block, Running, Sums, add_gradient, counterpart, fill, one_pass
 from .negatives import sampled_rows
 from .pairs import Pairs
 
@@ -36,8 +35,8 @@ def relic_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> loss, metrics [4] or [0], columns [L·N, D], table [3, (L + S)·L, B]; see `operators`.
 
-    Where the gradient is wanted and `fits`, it is made at once: it takes the place of the columns, [(L + S)·B, D] in
-    fp32 and for an upstream gradient of 1, and the table is [3, 0, B].
+    Where the gradient is wanted and `one_pass` is enough, it is made at once: it takes the place of the columns,
+    [(L + S)·B, D] in fp32 and for an upstream gradient of 1, and the table is [3, 0, B].
     """
     (o, factor), (t, _) = _views(online, pairs.views), _views(target, pairs.large)
     columns = _columns(target, t, negatives, pairs, group)
@@ -47,7 +46,7 @@ def relic_forward(
         rounded = positive
         if pairs.products == torch.bfloat16:
             rounded = _positives(o.bfloat16().float(), t.bfloat16().float()) / pairs.temperature
-    if gradient and fits(columns.shape[1]):
+    if gradient and one_pass(pairs, columns.shape[1]):
         per_image, coefficient, total = _at_once(o, columns, positive, rounded, negatives, pairs, group)
         saved, table = _finish_gradient(total, coefficient, o, factor, t, pairs), o.new_empty(3, 0, pairs.batch)
     else:
@@ -77,11 +76,6 @@ def relic_backward(
     lse, constant, coefficient = table.view(3, pairs.views, pairs.large, pairs.batch)
     total = _gradient(o, columns, lse, constant, negatives, pairs, group)
     return (_finish_gradient(total, coefficient, o, factor, t, pairs) * grad).to(online.dtype)
-
-
-def fits(count: int) -> bool:
-    """Whether a block holds all `count` negatives of its images, so that one pass makes loss and gradient."""
-    return 0 < count <= blocks.NEGATIVES
 
 
 def _finish_gradient(total: Tensor, coefficient: Tensor, o: Tensor, factor: Tensor, t: Tensor, pairs: Pairs) -> Tensor:

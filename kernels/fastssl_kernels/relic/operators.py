@@ -11,6 +11,7 @@ from torch import Tensor
 from ..gather import size_and_rank
 from ..tile import padded_width
 from . import cpu
+from .blocks import one_pass
 from .pairs import Pairs, padded_columns
 from .reference import StopGradient
 
@@ -59,7 +60,8 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, width = target.shape[0] // large, target.shape[1]
     count = size_and_rank(group)[0] * batch if negatives is None else negatives.shape[0]
-    if online.device.type == "cpu" and gradient and cpu.fits(count):
+    pairs = _pairs(target, large, small, temperature, alpha, self_pairs, stop_gradient, products)
+    if online.device.type == "cpu" and gradient and one_pass(pairs, count):
         return (
             _fp32(online),
             _fp32(online, 4 if metrics else 0),

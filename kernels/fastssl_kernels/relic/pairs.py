@@ -37,6 +37,11 @@ class Pairs:
         return self.views * self.large - (0 if self.self_pairs else self.large)
 
     @property
+    def predictions(self) -> int:
+        """Predictions of an image that are computed, the pairs in the mean and what they should equal."""
+        return self.views * self.large - (0 if self.diagonal else self.large)
+
+    @property
     def invariance(self) -> bool:
         return self.alpha > 0
 
