@@ -1,6 +1,7 @@
 """How the CPU multiplies 16-bit input: in fp32 blocks, which the processor rounds only where it has products for that.
 
-torch's products of 16-bit tensors are many times slower than fp32 where the processor has none, and round the result.
+torch's products of 16-bit tensors are many times slower than fp32 where the processor has none, and round the result:
+only sums that may be rounded are made so, and only where AVX-512 multiplies bf16.
 """
 
 import pytest
@@ -77,12 +78,31 @@ def of_lookup(dtype):
 OPERATIONS = [of_nt_xent, of_info_nce, of_relic, of_swav, of_lookup]
 
 
+def has(monkeypatch, *instructions):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(instructions, True))
+
+
+@pytest.mark.parametrize("instructions", [(), ("avx512_bf16", "amx_bf16")])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_no_product_is_given_16_bit_tensors(operation, dtype):
+def test_no_product_is_given_16_bit_tensors(operation, dtype, instructions, monkeypatch):
+    has(monkeypatch, *instructions)
     with ProductDtypes() as products:
         operation(dtype)
     assert products.dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("operation", [of_nt_xent, of_info_nce])
+def test_weighted_sums_are_given_bf16_where_avx_512_multiplies_it(operation, dtype, monkeypatch):
+    has(monkeypatch)
+    within = operation(dtype)
+    has(monkeypatch, "avx512_bf16")
+    with ProductDtypes() as products:
+        before = operation(dtype)
+    assert products.dtypes == {torch.float32, *({dtype} if dtype == torch.bfloat16 else ())}
+    for a, b in zip(within, before, strict=True):
+        assert (a.double() - b.double()).norm() <= TOLERANCE * b.double().norm()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arithmetic import plain_arithmetic
+from ..arithmetic import add_product, plain_arithmetic, weight_dtype
 from .logits import Logits
 
 # Rows and columns of a block: two fp32 blocks are 4.7 MB. Best of 256 to 2048 on two cores with 2 MB of cache each.
@@ -64,14 +64,16 @@ def triangle_sums(z: Tensor, batch: int, logits: Logits, metrics: bool) -> Sums:
 def triangle_gradient(z: Tensor, batch: int, lse: Tensor, logits: Logits) -> Tensor:
     """Σ_j W_ij z_j [V·B, D] with W_ij = exp(l_ij − lse_i) + exp(l_ij − lse_j), excluded j left out."""
     tile, gradient, factor = _Tile(logits), torch.zeros_like(z), lse.neg().exp()
+    source = z.to(tile.weight_dtype)
     with plain_arithmetic(logits.products):
         for rows, columns in _upper_blocks(len(z)):
             block = tile.fill(z[rows], z[columns])
             _exclude(block, _square_offsets(rows, columns, len(z), batch))
             weight = tile.weights(block, (lse[rows], factor[rows]), (lse[columns], factor[columns]))
-            gradient[rows].addmm_(weight, z[columns])
+            weight = tile.operand(weight)
+            add_product(gradient[rows], weight, source[columns])
             if rows != columns:
-                gradient[columns].addmm_(weight.T, z[rows])
+                add_product(gradient[columns], weight.T, source[rows])
     return gradient
 
 
@@ -86,7 +88,7 @@ def rectangle_sums(
             block = running.tile.fill(rows[r], part)
             if exclude:
                 _exclude(block, exclude.offsets(r, c))
-            running.add(block, (r,), part)
+            running.add(block, (r,), columns[c])
     return running.finish()
 
 
@@ -109,7 +111,8 @@ def rectangle_gradient(
             if exclude:
                 _exclude(block, exclude.offsets(r, c))
             own, other = (side and (side[0][part], side[1][part]) for side, part in zip(sides, (r, c), strict=True))
-            gradient[r].addmm_(tile.weights(block, own, other), part)
+            weight = tile.operand(tile.weights(block, own, other))
+            add_product(gradient[r], weight, columns[c].to(weight.dtype))
     return gradient
 
 
@@ -164,9 +167,17 @@ class _Tile:
     def __init__(self, logits: Logits) -> None:
         self.logits = logits
         self.scratch = torch.empty(2, BLOCK * BLOCK)
+        self.weight_dtype = weight_dtype(logits.products)
+        self.narrow = torch.empty(BLOCK * BLOCK if self.weight_dtype != torch.float32 else 0, dtype=self.weight_dtype)
 
     def second(self, block: Tensor) -> Tensor:
         return self.scratch[1, : block.numel()].view(block.shape)
+
+    def operand(self, weight: Tensor) -> Tensor:
+        """The weights in the dtype in which rows are summed by them."""
+        if self.weight_dtype == weight.dtype:
+            return weight
+        return self.narrow[: weight.numel()].view(weight.shape).copy_(weight)
 
     def fill(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The block of logits; 1/τ rides along in the product."""
@@ -214,7 +225,7 @@ class _Running:
             if self.weighted is not None:
                 self.weighted[side] += (exps * block).sum(1 - i)
             if self.attraction is not None and columns is not None:
-                self.attraction[side].addmm_(exps, columns)
+                self._attract(side, exps, columns)
 
     def _add_known(self, block: Tensor, sides: tuple[slice, ...], columns: Tensor | None) -> None:
         exps = torch.exp(block, out=block if self.weighted is None else self.tile.second(block))
@@ -227,7 +238,12 @@ class _Running:
         for i, side in enumerate(sides):
             self.sum[side] += exps.sum(1 - i)
         if self.attraction is not None and columns is not None:
-            self.attraction[sides[0]].addmm_(exps, columns)
+            self._attract(sides[0], exps, columns)
+
+    def _attract(self, side: slice, exps: Tensor, columns: Tensor) -> None:
+        assert self.attraction is not None
+        weight = self.tile.operand(exps)
+        add_product(self.attraction[side], weight, columns.to(weight.dtype))
 
     def _move_maximum(self, rows: slice, block: Tensor, dim: int) -> Tensor:
         top = torch.maximum(self.top[rows], block.amax(dim))
