@@ -65,8 +65,8 @@ def _parts(result: Result, found: Figures) -> list[str]:
     rows.append(("full step", _ms(step.in_step), f"{_ms(step.low)} – {_ms(step.high)}", "100.0%", whole))
     lines = [
         *table(rows),
-        f"  Of {len(result.full)} steps: means of their middle half, 10th and 90th percentile. Alone: views that",
-        "  nobody uses, networks on synthetic views, loss and optimizer by themselves, in turn with the steps.",
+        f"  Of {len(result.full)} steps: interquartile means, 10th and 90th percentile. Alone: each part by itself",
+        "  (views are thrown away, networks get synthetic ones), interleaved with the full steps.",
     ]
     if left is None:
         return [*lines, "  Views are made beside the model: the step only waits for those that are not ready."]
@@ -89,14 +89,15 @@ def _speeds(result: Result, found: Figures) -> list[str]:
         ("full step", speed(found.full), f"{found.roofline:.0%} of the roofline"),
         ("model, synthetic views", speed(found.model), f"{found.roofline_model:.0%} of the roofline"),
         ("views alone", speed(found.views), ""),
-        ("supervised, one view", speed(found.supervised), "the yardstick"),
+        ("supervised, one view", speed(found.supervised), f"÷ {result.multiple:.2f} is the roofline"),
     ]
-    process = "" if result.process_peak_bytes is None else f", {_bytes(result.process_peak_bytes)} for the process"
+    process = "" if result.process_peak_bytes is None else f", {_bytes(result.process_peak_bytes)} of the whole process"
+    waiting = "Waiting for views" if result.setting["prefetch"] else "Making views"
     lines = [
         *table(rows),
-        f"  Roofline: images/s of supervised training with the same backbone on one synthetic view of {size} pixels,",
-        f"  divided by {result.multiple:.2f}: {method} needs so many of its forward and backward passes (operations).",
-        f"  Waiting for views: {found.data_wait:.1%} of the step. Peak memory: {_bytes(result.peak_bytes)} for a step"
+        f"  Roofline: what this machine makes of the networks alone. An image of {method} takes as many operations as",
+        f"  {result.multiple:.2f} of supervised training with that backbone, on one synthetic view of {size} pixels.",
+        f"  {waiting}: {found.data_wait:.1%} of the step. Peak memory: {_bytes(result.peak_bytes)} of tensors in a step"
         f"{process}.",
     ]
     if found.efficiency is not None:

@@ -92,8 +92,8 @@ def _ahead_of(result: Result, found: Figures) -> str:
     images, epochs = result.setting["images"], result.setting["epochs"]
     epoch = images / found.full
     return (
-        f"At this speed an epoch of {images:,} images takes {_duration(epoch)}, the recipe's {epochs:,} epochs "
-        f"{_duration(epoch * epochs)}."
+        f"At this speed an epoch of these {images:,} images takes {_duration(epoch)}, the recipe's {epochs:,} epochs "
+        f"of them {_duration(epoch * epochs)}."
     )
 
 

@@ -57,7 +57,7 @@ def method_command(method: str, args: list[str]) -> int:
         fixed_precision=_given(args, "precision"),
         profile=options.profile,
     )
-    with progress("percent measured", 100) as tell:
+    with progress("measured, %", 100) as tell:
         result = measure(config, settings, tell=tell)
     if not result.first:
         return 0

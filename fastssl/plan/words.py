@@ -39,6 +39,11 @@ def _planned(plan: Plan) -> list[str]:
         f"{number(n.flops / 1e9)} GFLOP an image and step, {sum(n.trained) / 1e6:,.1f} million trained parameters. "
         "Every figure below is predicted, none measured.",
     ]
+    if machine.efficiency == EFFICIENCY and config.method_name != "supervised":
+        lines.append(
+            "The efficiency is that of supervised training at its best. Published self-supervised runs imply less, "
+            "down to a quarter of it: `fastssl plan published`, --efficiency."
+        )
     if machine.precision == "bf16" and not machine.chip.tf32:
         lines.append("The rate is that of fp16: a V100 multiplies bf16 without tensor cores, far slower.")
     return lines
