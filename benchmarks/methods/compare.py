@@ -6,9 +6,10 @@
 Each method trains with its recipe of that name for as many steps as it makes in `--minutes` (evaluation and start-up
 excluded; a short run before tells how fast it is), and its schedules span these steps; 0 minutes leaves each recipe its
 own length, and the time is what it takes. `--jobs` methods run side by side, each in a process of its own with
-`--threads` threads: the time is equal, the number of images is not. FOLDER gets samples.json, curves.png and README.md;
-a method that is in samples.json is not run again, unless its time there is more than a tenth off: then it is, with as
-many steps as its speed there asks for. (Other work on the machine makes the short run a bad guess.)
+`--threads` threads: the time is equal, the number of images is not. FOLDER gets samples.json, curves.png and README.md.
+A method whose time turns out more than a tenth off (other work on the machine makes the short run a bad guess) runs
+again with as many steps as its speed asked for, three times at most, and the run nearest to the time counts. What
+samples.json already holds in time is not run again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import multiprocessing
 import shlex
 import sys
 import tempfile
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -40,6 +43,8 @@ PROBE_STEPS = 60
 """Steps that tell how fast a method is."""
 TOLERANCE = 0.1
 """Share of the time by which a run may miss it."""
+TRIES = 3
+"""Runs of a method until one takes the time."""
 Measured = dict[str, Any]
 
 
@@ -94,6 +99,31 @@ def in_time(found: Measured | None, minutes: float) -> bool:
     if found is None or not minutes:
         return found is not None
     return abs(found["minutes"] / minutes - 1) <= TOLERANCE or found["steps"] == PROBE_STEPS
+
+
+def until_in_time(
+    submit: Callable[[str, float | None], Future[Measured]],
+    names: list[str],
+    found: dict[str, Measured],
+    minutes: float,
+) -> Iterator[tuple[str, Measured]]:
+    """Run what `found` does not hold in time, and yield each run's name and the run so far nearest to the time.
+
+    submit: starts a method's run, at the speed that is given or at one that it must find out.
+    """
+    found, tries, running = dict(found), Counter[str](), dict[Future[Measured], str]()
+    for name in names:
+        before = found.get(name)
+        if not in_time(before, minutes):
+            running[submit(name, before and before["images_per_second"])] = name
+    while running:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            name, new = running.pop(future), future.result()
+            tries[name] += 1
+            found[name] = min(new, found.get(name, new), key=lambda run: abs(run["minutes"] - minutes))
+            if not in_time(found[name], minutes) and tries[name] < TRIES:
+                running[submit(name, new["images_per_second"])] = name
+            yield name, found[name]
 
 
 def _finished(config: Config, data: str, folder: Path) -> tuple[Measured, list[Measured]]:
@@ -225,15 +255,13 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         arguments = (options.data, options.recipe, options.minutes, options.threads)
-        before = {name: samples["methods"].get(name) for name in names}
-        running: dict[Future[Measured], str] = {
-            pool.submit(run, name, *arguments, found and found["images_per_second"]): name
-            for name, found in before.items()
-            if not in_time(found, options.minutes)
-        }
-        for future in as_completed(running):
-            found = samples["methods"][running[future]] = future.result()
-            print(f"{running[future]}: kNN {found['curve'][-1][1]:.1%} after {found['minutes']:.1f} min", flush=True)
+
+        def submit(name: str, speed: float | None) -> Future[Measured]:
+            return pool.submit(run, name, *arguments, speed)
+
+        for name, found in until_in_time(submit, names, samples["methods"], options.minutes):
+            samples["methods"][name] = found
+            print(f"{name}: kNN {found['curve'][-1][1]:.1%} after {found['minutes']:.1f} min", flush=True)
             file.write_text(json.dumps(samples, indent=1) + "\n")
     draw(samples, options.out / "curves.png")
     (options.out / "README.md").write_text(page(samples))

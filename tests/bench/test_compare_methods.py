@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,28 @@ def test_a_method_runs_again_if_its_time_was_more_than_a_tenth_off(script):
     assert not script.in_time(None, 0.0)
     assert script.in_time(found, 0.0), "a recipe's own length takes what it takes"
     assert script.in_time({"minutes": 1.0, "steps": script.PROBE_STEPS}, 0.5), "a probe is the shortest run"
+
+
+def test_a_run_whose_time_is_off_is_made_again_at_its_own_speed(script):
+    """A probe that was a third too slow, one that never comes right, one that is right, and one known from before."""
+    minutes = {"simclr": [3.0, 4.8], "byol": [8.0, 2.0, 7.0], "swav": [5.2]}
+    speeds = []
+
+    def submit(name, speed):
+        speeds.append((name, speed))
+        future = Future()
+        future.set_result({"minutes": minutes[name].pop(0), "steps": 500, "images_per_second": 100.0})
+        return future
+
+    known = {"nnclr": {"minutes": 5.1, "steps": 400, "images_per_second": 90.0}}
+    runs = list(script.until_in_time(submit, ["simclr", "byol", "swav", "nnclr"], known, 5.0))
+    assert {name: found["minutes"] for name, found in runs} == {"simclr": 4.8, "byol": 7.0, "swav": 5.2}
+    assert not any(minutes.values())
+    assert sorted(speeds, key=str) == sorted(
+        [("simclr", None), ("simclr", 100.0), ("byol", None), ("byol", 100.0), ("byol", 100.0), ("swav", None)], key=str
+    )
+    assert "nnclr" in known
+    assert len(known) == 1
 
 
 @pytest.mark.slow
