@@ -51,7 +51,7 @@ COMPARISONS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
     ("Sinkhorn 4096 × 3000", "lightly", [(f"{KERNELS}/sinkhorn", "fastssl", "lightly")]),
     ("SwAV's loss with gradients", "lightly", [(f"{KERNELS}/swapped", "fastssl", "lightly")]),
     (
-        "LARS, variant C, on ResNet-50",
+        "LARS as in SwAV (variant C), on ResNet-50",
         "lightly / timm",
         [(f"{KERNELS}/lars", "fastssl C", "lightly"), (f"{KERNELS}/lars", "fastssl C", "timm")],
     ),
