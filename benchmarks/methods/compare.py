@@ -48,21 +48,23 @@ TRIES = 3
 Measured = dict[str, Any]
 
 
-def config_of(name: str, recipe: str, threads: int) -> Config:
+def config_of(name: str, recipe: str, threads: int, seed: int) -> Config:
     if name == MULTICROP:
         name, recipe = "swav", f"{recipe}-multicrop"
     config = recipes.get(name, recipe)
     return replace(
         config,
-        train=replace(config.train, threads=threads, device="cpu"),
+        train=replace(config.train, threads=threads, device="cpu", seed=seed),
         loader=replace(config.loader, threads=threads),
         monitor=replace(config.monitor, knn_epochs=1, linear=False, tensorboard=False),
     )
 
 
-def run(name: str, data: str, recipe: str, minutes: float, threads: int, speed: float | None = None) -> Measured:
+def run(
+    name: str, data: str, recipe: str, minutes: float, threads: int, seed: int, speed: float | None = None
+) -> Measured:
     """A method's figures, in a process of its own. speed: images/s, if it is known."""
-    config = config_of(name, recipe, threads)
+    config = config_of(name, recipe, threads, seed)
     with tempfile.TemporaryDirectory() as folder:
         if minutes:
             speed = speed or _speed(config, data, Path(folder) / "probe")
@@ -201,7 +203,9 @@ def draw(samples: Measured, file: Path) -> None:
 def page(samples: Measured) -> str:
     options = samples["options"]
     machine = samples["environment"]["cpu"]
-    chosen = " --methods " + " ".join(map(shlex.quote, options["methods"])) if options.get("methods") else ""
+    more = f" --seed {options['seed']}" if options.get("seed") else ""
+    if options.get("methods"):
+        more += " --methods " + " ".join(map(shlex.quote, options["methods"]))
     return "\n".join(
         [
             f"# Every method for {options['minutes']:g} minutes"
@@ -212,7 +216,7 @@ def page(samples: Measured) -> str:
             f"methods side by side; recipe `{options['recipe']}`.",
             "",
             f"    python benchmarks/methods/compare.py DATA --recipe {options['recipe']} --minutes "
-            f"{options['minutes']:g} --threads {options['threads']} --jobs {options['jobs']}{chosen} --out FOLDER",
+            f"{options['minutes']:g} --threads {options['threads']} --jobs {options['jobs']}{more} --out FOLDER",
             "",
             *table(samples),
             "",
@@ -235,6 +239,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="of training, for each; 0: as the recipe says")
     parser.add_argument("--threads", type=int, default=1, help="of each method")
     parser.add_argument("--jobs", type=int, default=2, help="methods side by side")
+    parser.add_argument("--seed", type=int, default=0, help="of every run")
     parser.add_argument("--methods", nargs="*", help=f"of {', '.join([*METHODS, repr(MULTICROP)])}; all by default")
     parser.add_argument("--out", type=Path, required=True, help="folder for the record")
     options = parser.parse_args()
@@ -242,7 +247,7 @@ def main() -> None:
     names = options.methods or [*METHODS, *several]
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "samples.json"
-    shown = {key: getattr(options, key) for key in ("recipe", "minutes", "threads", "jobs", "methods")}
+    shown = {key: getattr(options, key) for key in ("recipe", "minutes", "threads", "jobs", "seed", "methods")}
     samples: Measured = {
         "data": options.data_name or options.data,
         "images": len(open_splits(ensure_builtin() if options.data == BUILTIN else Path(options.data))[0]),
@@ -254,7 +259,7 @@ def main() -> None:
         samples["methods"] = json.loads(file.read_text())["methods"]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        arguments = (options.data, options.recipe, options.minutes, options.threads)
+        arguments = (options.data, options.recipe, options.minutes, options.threads, options.seed)
 
         def submit(name: str, speed: float | None) -> Future[Measured]:
             return pool.submit(run, name, *arguments, speed)
