@@ -42,6 +42,11 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self.reasons)
 
+    @property
+    def known(self) -> int:
+        """Unreadable images found by this process or listed in the file before it."""
+        return len(self._earlier.keys() | self._names.copy().values())  # a thread may add to it meanwhile
+
     def add(self, found: dict[int, tuple[str, str]]) -> None:
         """Note (name, reason) of unreadable images by sample id, and write the file where one is new.
 

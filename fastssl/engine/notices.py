@@ -39,7 +39,10 @@ def introduce(
 
 
 class Unreadable:
-    """Names images, and masks, that turn out unreadable while a run goes on; `results` counts them."""
+    """Names images, and masks, that turn out unreadable while a run goes on; `results` counts them.
+
+    Those of the processes before this one count too: images are in their list, of masks the larger number stands.
+    """
 
     def __init__(
         self, source: Source, masks: Masks | None, results: dict[str, Any], say: Callable[[str], None]
@@ -52,9 +55,11 @@ class Unreadable:
         reasons = list(quarantine.reasons.items())
         for sample, reason in reasons[self._images :]:
             self._say(f"unreadable image replaced: {self._source.name(sample)} ({reason})")
-        self._images = self._results["unreadable_images"] = len(reasons)
+        self._images, self._results["unreadable_images"] = len(reasons), quarantine.known
         if self._masks is not None:
             missing = list(self._masks.missing.items())
             for name, reason in missing[self._without_mask :]:
                 self._say(f"background kept: {name} ({reason})")
-            self._without_mask = self._results["images_without_mask"] = len(missing)
+            self._without_mask = len(missing)
+            before = self._results.get("images_without_mask", 0)
+            self._results["images_without_mask"] = max(before, len(missing))
