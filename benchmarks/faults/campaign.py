@@ -228,7 +228,7 @@ class Campaign:
     def _attempt(
         self, run_dir: Path, hook: Callable[[], None] | None, *, number: int | None = None, wanted: int = 0
     ) -> tuple[int, int | None]:
-        """Run until the end or until signal `number`, `wanted` steps after the start (0: after up to a second).
+        """Run until the end or until signal `number`, `wanted` steps after the start (0: within a second or two steps).
 
         Returns the exit code and the step continued from, None if it did not come so far.
         """
@@ -247,10 +247,9 @@ class Campaign:
                 raise SystemExit(f"an attempt took longer than {DEADLINE:.0f} s: see {log}")
             if number is None or sent:
                 continue
-            if wanted:
-                due = first is not None and steps_logged(run_dir) >= first + wanted
-            else:
-                due = time.monotonic() - begun > delay
+            # A fast machine would otherwise be through with the run before all faults have had their turn.
+            due = first is not None and steps_logged(run_dir) >= first + (wanted or 2)
+            due = due or (not wanted and time.monotonic() - begun > delay)
             if due:
                 time.sleep(0.03 * delay if wanted else 0)
                 os.kill(child, number)

@@ -35,4 +35,4 @@ def test_a_hurt_run_equals_one_left_alone(tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_and_every_other_fault(tmp_path):
-    check(campaign(tmp_path, kills=20, steps=100))
+    check(campaign(tmp_path, kills=20, steps=120))
