@@ -65,7 +65,6 @@ class Saving:
         self._method, self._optimizer, self._loss_scale = method, optimizer, loss_scale
         self.progress = Progress() if state is None else self._restored(state)
         self._resumed_from = -1 if state is None else self.progress.step
-        self._put_off()
 
     def open(self, run_dir: Path, say: Callable[[str], None]) -> None:
         """From here on checkpoints go to `run_dir`, and what cannot be written is told to `say`."""

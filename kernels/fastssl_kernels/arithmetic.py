@@ -24,9 +24,9 @@ def weight_dtype(products: torch.dtype) -> torch.dtype:
     """Of the operands of Σ weight · row on the CPU.
 
     A logit must not be rounded to bf16, a weighted sum of many rows may be: that of a block is, by 2⁻⁹ of itself, and
-    blocks are added up in fp32. Where bf16 is multiplied by AVX-512, operands that are bf16 already take 0.6 of the
-    time of fp32 ones that oneDNN rounds (768 × 768 × 128, the conversion included). With AMX its rounding costs little,
-    and without instructions for bf16 such products are emulated: there fp32 operands stay.
+    blocks are added up in fp32. Where AVX-512 multiplies bf16, fp32 operands that oneDNN rounds gain little, and bf16
+    ones gain more than their conversion costs. With AMX its rounding is cheap, and without instructions for bf16 such
+    products are emulated: there fp32 operands stay.
     """
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     by_vectors = capabilities.get("avx512_bf16") and not capabilities.get("amx_bf16")

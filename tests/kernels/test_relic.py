@@ -287,7 +287,7 @@ def test_one_pass_or_two_give_the_same(drawn, views, temperature, stop_gradient,
     for block, images in ((1 << 14, 1), (1 << 10, 64)):
         monkeypatch.setattr(blocks, "NEGATIVES", 64 if negatives is None else 4)
         monkeypatch.setattr(blocks, "BLOCK", block)
-        monkeypatch.setattr(blocks, "IMAGES", images)
+        monkeypatch.setattr(blocks, "FAST_IMAGES", images)
         pairs = Pairs(*views, 150, temperature, 0.7, True, stop_gradient, torch.float32)
         assert blocks.one_pass(pairs, 150 if negatives is None else 10) == (images == 1)
         leaf = online.clone().requires_grad_()

@@ -88,7 +88,7 @@ def rectangle_sums(
             block = running.tile.fill(rows[r], part)
             if exclude:
                 _exclude(block, exclude.offsets(r, c))
-            running.add(block, (r,), columns[c])
+            running.add(block, (r,), part)
     return running.finish()
 
 
@@ -112,7 +112,7 @@ def rectangle_gradient(
                 _exclude(block, exclude.offsets(r, c))
             own, other = (side and (side[0][part], side[1][part]) for side, part in zip(sides, (r, c), strict=True))
             weight = tile.operand(tile.weights(block, own, other))
-            add_product(gradient[r], weight, columns[c].to(weight.dtype))
+            add_product(gradient[r], weight, part.to(weight.dtype))
     return gradient
 
 

@@ -19,12 +19,12 @@ from .pairs import Pairs
 # Logits of a block, 4 MB in fp32, of which there are three, and negatives of one.
 BLOCK, NEGATIVES = 1 << 20, 512
 # Images of a block whose products are still fast: if so many fit with all their negatives, one pass is enough.
-IMAGES = 64
+FAST_IMAGES = 64
 
 
 def one_pass(pairs: Pairs, count: int) -> bool:
     """Whether a block holds all `count` negatives of its images, so that one pass makes loss and gradient."""
-    return count > 0 and pairs.predictions * count * min(pairs.batch, IMAGES) <= BLOCK
+    return count > 0 and pairs.predictions * count * min(pairs.batch, FAST_IMAGES) <= BLOCK
 
 
 @dataclasses.dataclass
