@@ -36,7 +36,8 @@ def page(run: Run, environment: dict[str, Any]) -> str:
         "Of the floor: the least time for the bytes and FLOPs of the operation's `cost.py` over the median, at",
         f"{copied / 1e9:,.1f} GB/s of a copy and {products} GFLOP/s of matrix products (the best of this run).",
         "",
-        "| operation | size | subject | dtype | rounds | median ms | beside ours | peak MB | error | of the floor |",
+        "| operation | size | subject | dtype | rounds | median ms (least – most) | beside ours | peak MB | error | "
+        "of the floor |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case in run["cases"]:
@@ -58,10 +59,12 @@ def rows(case: dict[str, Any]) -> list[str]:
     found, beside = [], ratios(case)
     for name in sorted(case["subjects"], key=lambda name: name != case["ours"]):
         subject = case["subjects"][name]
-        middle = median(subject["seconds"])
+        seconds = subject["seconds"]
+        middle = median(seconds)
+        times = f"{middle * 1e3:,.3g} ({min(seconds) * 1e3:,.3g} – {max(seconds) * 1e3:,.3g})"
         error = "–" if subject["error"] is None else f"{subject['error']:.1e}"
         found.append(
-            f"| {case['op']} | {case['size']} | {name} | {subject['dtype']} | {case['rounds']} | {middle * 1e3:,.3g} "
+            f"| {case['op']} | {case['size']} | {name} | {subject['dtype']} | {case['rounds']} | {times} "
             f"| {beside[name]:.2f} | {subject['peak_bytes'] / 2**20:,.1f} | {error} "
             f"| {subject['floor']['seconds'] / middle:.1%} |"
         )
