@@ -68,7 +68,7 @@ TRAINING = "2026-11-26_2core-intel-xeon_training/samples"
 PEERS = ("lightly", "lightly tuned")
 
 
-METHODS = "2026-11-26_2core-intel-xeon_methods-cifar10/samples"
+METHODS = "2026-11-27_2core-amd-epyc_methods-cifar10/samples"
 """Of `benchmarks/methods/compare.py`."""
 
 

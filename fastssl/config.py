@@ -97,8 +97,8 @@ class MonitorConfig:
 
     log_steps: int = 10
     """Write metrics every so many steps."""
-    knn_epochs: int = 10
-    """kNN accuracy of the backbone every so many epochs and at the end (needs labels); 0 never."""
+    knn_epochs: float = 10
+    """kNN accuracy of the backbone every so many epochs, or parts of one, and at the end (needs labels); 0 never."""
     knn_k: int = 20
     """Neighbours."""
     knn_temperature: float = 0.1
@@ -228,6 +228,8 @@ def _validate_numbers(config: Config) -> None:
             raise UserError(f"--{name} must be at least {least:g}, got {value}")
     if config.loader.hw_decoder_load > 1:
         raise UserError(f"--loader.hw-decoder-load must be at most 1, got {config.loader.hw_decoder_load}")
+    if math.isinf(config.monitor.knn_epochs):
+        raise UserError("--monitor.knn-epochs must be finite, got inf; 0 never measures kNN accuracy")
     if not config.monitor.knn_temperature > 0:
         raise UserError(f"--monitor.knn-temperature must be > 0, got {config.monitor.knn_temperature}")
 

@@ -82,6 +82,8 @@ class Run:
             )
         self.steps_per_epoch = steps_per_epoch(len(self.train_source), config.train.batch_size, config.loader.last)
         self.total_steps = config.train.max_steps or config.train.epochs * self.steps_per_epoch
+        knn_epochs = config.monitor.knn_epochs
+        self.knn_steps = max(1, round(knn_epochs * self.steps_per_epoch)) if knn_epochs else 0
         self.method = new_method(config, data_facts(self.train_source), self.device, backbone)
         self.parallel = Parallel(
             self.method, ranks, norm_ranks=config.train.norm_ranks, compress=config.train.compress_gradients
@@ -209,7 +211,13 @@ class Run:
             yield self.feed.views(batch)
 
     def _state(self) -> StepState:
-        return StepState(self.step, self.total_steps, self.steps_per_epoch, self.config.train.seed)
+        return StepState(
+            self.step, self.total_steps, self.steps_per_epoch, self.config.train.seed, self._logged(self.step + 1)
+        )
+
+    def _logged(self, made: int) -> bool:
+        """Whether metrics are read after so many steps."""
+        return made % self.config.monitor.log_steps == 0 or made == self.total_steps
 
     def _step(self, batch: Batch, clock: Clock) -> Row | None:
         config = self.config
@@ -240,7 +248,7 @@ class Run:
         if self.guard.refused is not None:
             self._skip(batch, losses, lr, clock)
             return None
-        if self.step % config.monitor.log_steps and self.step != self.total_steps:
+        if not state.logged:
             self.progress.seconds += clock.lap()
             return None
         if self.loss_scale is not None:
@@ -300,15 +308,8 @@ class Run:
 
     def _after_step(self) -> None:
         """Evaluation and checkpoints that are due after the step just made."""
-        epoch, position = divmod(self.step, self.steps_per_epoch)
-        every = self.config.monitor.knn_epochs
-        if (
-            self.measurements.possible
-            and every
-            and position == 0
-            and epoch % every == 0
-            and self.step < self.total_steps
-        ):
+        every = self.knn_steps
+        if self.measurements.possible and every and self.step % every == 0 and self.step < self.total_steps:
             self._write_knn(self.measurements.features())
             self.method.train()
         if self.step < self.total_steps and self.saving.due():

@@ -27,7 +27,7 @@ def script():
 
 
 def entry(knn: float, **last: float) -> dict:
-    curve = [[1.0, 0.3], [2.1, 0.4], [4.0, knn]]
+    curve = [[1.0, 0.3], [2.2, 0.4], [4.0, knn]]
     return {
         "curve": curve, "random_knn": 0.25, "minutes": 4.0, "images": 3000, "images_per_second": 1234.0,
         "rankme": 12.0, "last": last, "width": 64,
@@ -44,6 +44,7 @@ def test_the_table_puts_the_best_first_and_reads_the_curve_on_the_way(script):
 
 def test_an_early_share_of_the_time_has_no_figure_yet(script):
     assert script.at([(1.0, 0.3)], 0.9) is None
+    assert script.at([(1.0, 0.3)], 0.96) == 0.3, "a quarter of the steps is about a quarter of the time"
     assert script.at([(1.0, 0.3), (2.0, 0.4)], 1.5) == 0.3
 
 
@@ -95,6 +96,7 @@ def test_a_method_is_measured_once(tmp_path):
         assert ("relicv2: kNN" in done.stdout) is trained
     samples = json.loads((out / "samples.json").read_text())
     assert samples["methods"]["relicv2"]["steps"] == 60
+    assert len(samples["methods"]["relicv2"]["curve"]) == 4
     assert samples["images"] == 64
     page = (out / "README.md").read_text()
     assert str(data) not in page
@@ -102,5 +104,5 @@ def test_a_method_is_measured_once(tmp_path):
     assert (out / "curves.png").stat().st_size > 1000
     refused = subprocess.run([*command, "simclr"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
-    assert "--train.batch-size 256 is larger than the 64 images" in refused.stderr
+    assert "batch_size 256 is greater than the 64 images" in refused.stderr
     assert "Traceback" not in refused.stderr
