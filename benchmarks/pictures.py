@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from roofline import PEAK, Point, measured, predicted, roof
 
-from fastssl.bench.method import Result
 from fastssl.bench.picture import draw_training
+from fastssl.bench.result import Result
 from fastssl.report.curves import INK, LINE, MUTED, for_dark_pages
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""From the samples of `fastssl.bench.method` to the figures that are shown."""
+"""From the samples of `fastssl.bench.result` to the figures that are shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .method import Result
+from .result import Result
 from .timeline import LOSS, OPTIMIZER, PARTS, REST, VIEWS, WHOLE
 
 T = TypeVar("T")

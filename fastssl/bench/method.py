@@ -14,10 +14,9 @@ first column should. All subjects take turns, step by step, so that a machine wh
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from ..config import Config
 from ..data import Source
 from ..data.masks import Masks
 from ..data.order import steps_per_epoch
-from ..data.views import Views
 from ..engine import rundir
 from ..engine.allocator import keep_freed_memory
 from ..engine.build import data_facts
@@ -39,81 +37,16 @@ from ..methods import METHODS, DataFacts, Method
 from ..report.environment import environment, usable_cores
 from . import batch as batches
 from .memory import free_bytes, process_peak_bytes
-from .profile import PROFILED, profiled
-from .timeline import WHOLE, Reading
+from .result import Result, Settings
+from .rounds import AROUND, Rounds, Say, Tell
+from .timeline import WHOLE
 from .training import CLASSES, Supply, Training, cost_multiple, supervised
 
-LEAST_ROUNDS = 3
 ROUNDS_WANTED = 6
 """A batch that is chosen here is small enough for so many rounds in the time."""
 
-LATE, AT_LEAST = 2.0, 60.0
-"""Rounds are given up beyond so many times --bench.seconds, or so many seconds: other work has slowed them down."""
 PROBES = 4
 """Tries to find the batch that fits the time: in a small one, what every step does once weighs too much."""
-AROUND = 4
-"""Steps of a round, beside the batches made ahead, where a thread makes batches ahead."""
-
-Say = Callable[[str], None]
-Tell = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long is measured, and what the command line fixed."""
-
-    steps: int = 30
-    seconds: float = 75.0
-    fixed_batch: bool = False
-    fixed_precision: bool = False
-    profile: Path | None = None
-
-    def validate(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"--bench.steps must be at least 1, got {self.steps}")
-        if not 0 < self.seconds < float("inf"):
-            raise UserError(f"--bench.seconds must be > 0, got {self.seconds}")
-
-
-@dataclass
-class Result:
-    """Raw samples and what they were taken of; all plain, so that `Result(**json)` is it again."""
-
-    environment: dict[str, Any]
-    """Of this machine, from `fastssl.report.environment`."""
-    setting: dict[str, Any]
-    """method, recipe, backbone, device, precision, batch_size (global), recipe_batch_size, micro_batch, processes,
-    processes_here (on this machine), images, epochs, threads, usable_cores, loader_threads, prefetch, renderer,
-    channels_last, checkpoint_activations, norm_ranks, prepares_epochs, memory_bytes (free), views ([count, size])."""
-    notes: list[str] = field(default_factory=list)
-    """What is measured otherwise than the recipe says, in sentences."""
-    full: list[Reading] = field(default_factory=list)
-    """Seconds of steps on the loader's views, by part."""
-    synthetic: list[Reading] = field(default_factory=list)
-    """Seconds of steps on synthetic views, by part."""
-    synthetic_cpu: list[float] = field(default_factory=list)
-    """CPU seconds of the same, of all threads."""
-    views: list[float] = field(default_factory=list)
-    """Seconds of a batch of views alone."""
-    views_cpu: list[float] = field(default_factory=list)
-    """CPU seconds of the same, of all threads."""
-    alone: list[Reading] = field(default_factory=list)
-    """Seconds of loss and optimizer by themselves."""
-    supervised: list[float] = field(default_factory=list)
-    """Seconds of a step of the yardstick on synthetic views."""
-    supervised_batch_size: int = 0
-    one_rank: list[float] = field(default_factory=list)
-    """Seconds of a step on synthetic views, of this rank's share of the batch without any communication."""
-    multiple: float = 0.0
-    """Cost of an image in forward and backward passes of supervised training."""
-    peak_bytes: int = 0
-    """The most that a step has at once, on one rank."""
-    process_peak_bytes: int | None = None
-    """The most of the process in main memory, ever."""
-    first: bool = True
-    """Whether this is the first rank's, which is the one to show."""
-    operations: list[dict[str, Any]] = field(default_factory=list)
-    """With a profile: name, calls, milliseconds and share of the operations that took most."""
 
 
 def measure(
@@ -209,8 +142,6 @@ class _Bench:
             )
         return replace(config, train=replace(config.train, precision=precision)), precision
 
-    # -- before the rounds --------------------------------------------------------------------------------------------
-
     def run(self) -> None:
         config, world = self.config, self.ranks.world
         first = self.ranks.once(lambda: batches.smallest(config, self.facts, world))
@@ -234,7 +165,9 @@ class _Bench:
         self.result = Result(environment(), self._setting(), self.notes, first=self.ranks.first)
         images = max(2, first // world)
         self.result.multiple = cost_multiple(flops, yardstick.forward_flops(images)) * images / (first // world)
-        self._rounds(training, yardstick)
+        with self._supply() as supply:
+            rounds = Rounds(self.config, self.settings, self.ranks, self.result, self.say, self.tell)
+            rounds.run(supply, training, yardstick)
         self.result.process_peak_bytes = process_peak_bytes()
 
     def _training(self, config: Config) -> Training:
@@ -316,69 +249,6 @@ class _Bench:
             "prepares_epochs": METHODS[config.method_name][1].before_epoch is not Method.before_epoch,
             "memory_bytes": free_bytes(self.device),
         }
-
-    # -- the rounds ---------------------------------------------------------------------------------------------------
-
-    def _rounds(self, training: Training, yardstick: Training) -> None:
-        result, settings, world = self.result, self.settings, self.ranks.world
-        share = self.config.train.batch_size // world
-        views, plain = training.views(share), yardstick.views(share * self.config.augment.counts[0])
-        result.supervised_batch_size = plain.batch_size * world
-        with self._supply() as supply, training.watched(share), yardstick.watched(plain.batch_size):
-            training.timed(views)
-            yardstick.timed(plain)
-            begin = time.perf_counter()
-            self._round(Result({}, {}), supply, training, views, yardstick, plain)  # a first one for nothing
-            first = time.perf_counter() - begin
-            rounds = self.ranks.once(lambda: min(settings.steps, max(LEAST_ROUNDS, int(settings.seconds / first) - 1)))
-            self.say(f"batch {self.config.train.batch_size}: {rounds} rounds of about {first:.1f} s")
-            begin = time.perf_counter()
-            for done in range(1, rounds + 1):
-                self._round(result, supply, training, views, yardstick, plain)
-                self.tell(100 * done // rounds)
-                late = time.perf_counter() - begin > max(AT_LEAST, LATE * settings.seconds)
-                if done < rounds and self.ranks.once(lambda late=late: late):  # type: ignore[misc]
-                    self.notes.append(
-                        f"Only {done} of {rounds} rounds were measured: they took {LATE:g} times as long as "
-                        f"--bench.seconds {settings.seconds:g} allows, and more."
-                    )
-                    break
-            result.peak_bytes = training.peak_bytes(views)
-            if settings.profile is not None:
-                self._profile(settings.profile, supply, training)
-
-    def _round(
-        self,
-        result: Result,
-        supply: Supply,
-        training: Training,
-        views: Views,
-        yardstick: Training,
-        plain: Views,
-    ) -> None:
-        """All subjects in turn. Where batches are made ahead, those steps count in which that is in full swing."""
-        ahead = supply.ahead
-        count = ahead + AROUND if ahead else 1
-        steps = supply.timed_steps(count, training)
-        result.full += steps[1 : count - ahead] if ahead else steps
-        for _ in range(AROUND - 1 if ahead else 1):
-            cpu = time.process_time()
-            result.synthetic.append(training.timed(views))
-            result.synthetic_cpu.append(time.process_time() - cpu)
-            result.alone.append(training.timed_alone(self.config.train.batch_size))
-        cpu = time.process_time()
-        made = [reading[WHOLE] for reading in supply.timed(count, training)]
-        result.views_cpu.append((time.process_time() - cpu) / count)
-        result.views += made
-        result.supervised.append(yardstick.timed(plain)[WHOLE])
-
-    def _profile(self, folder: Path, supply: Supply, training: Training) -> None:
-        """A trace of a few steps by this rank; on the others the same steps."""
-        if self.ranks.first:
-            self.say("profiling")
-            self.result.operations = profiled(folder, supply, training)
-        else:
-            supply.timed_steps(PROFILED, training)
 
     def run_without_communication(self) -> None:
         """This rank's share of the batch by itself, while the others do the same: after the group has ended."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..report.text import speed, table
 from .figures import NAMES, Figures, figures
-from .method import Result
+from .result import Result
 from .verdict import advice, verdict
 
 SHOWN = 0.5e-4

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..report.curves import INK, LINE, MUTED
 from .figures import NAMES, Figures, figures
-from .method import Result
+from .result import Result
 from .timeline import BACKWARD, CHECKS, FORWARD, LOSS, OPTIMIZER, TARGETS, VIEWS
 
 COLOURS = {

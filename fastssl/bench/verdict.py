@@ -7,7 +7,7 @@ from typing import Any
 
 from ..report.text import speed
 from .figures import Figures
-from .method import Result
+from .result import Result
 from .timeline import BACKWARD, FORWARD, LOSS, OPTIMIZER, TARGETS, VIEWS
 
 WAITS = 0.05

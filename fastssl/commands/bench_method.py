@@ -11,7 +11,7 @@ from ..errors import UserError
 from .options import parse, progress, value_of
 
 if TYPE_CHECKING:
-    from ..bench.method import Result
+    from ..bench.result import Result
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def method_command(method: str, args: list[str]) -> int:
     for name, folder in (("--out", options.out), ("--profile", options.profile)):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UserError(f"{name} {folder} is a file: name a folder")
-    from ..bench.method import Settings, measure
+    from ..bench.method import measure
     from ..bench.method_words import describe_training
+    from ..bench.result import Settings
 
     settings = Settings(
         steps=options.bench.steps,

@@ -17,10 +17,12 @@ from torch import nn
 
 from fastssl import cli, recipes
 from fastssl.bench import method as bench
+from fastssl.bench import rounds
 from fastssl.bench.batch import choose, smallest
 from fastssl.bench.figures import figures, middle, rows
 from fastssl.bench.memory import LiveBytes, bytes_of
 from fastssl.bench.method_words import describe_training
+from fastssl.bench.result import Result, Settings
 from fastssl.bench.timeline import BACKWARD, FORWARD, LOSS, OPTIMIZER, PARTS, REST, TARGETS, VIEWS, WHOLE, Timeline
 from fastssl.bench.training import CLASSES, Training, cost_multiple, supervised
 from fastssl.bench.verdict import advice, data_bound, more_cores, verdict
@@ -35,7 +37,7 @@ from fastssl.report.text import speed
 
 CPU = torch.device("cpu")
 TINY = BackboneConfig("resnet10", stem="cifar", width=0.125)
-SHORT = bench.Settings(steps=1, seconds=0.5)
+SHORT = Settings(steps=1, seconds=0.5)
 
 
 def config_of(name, data, **train):
@@ -89,7 +91,7 @@ def made_up(*, views, model, prefetch=0, one_rank=(), busy=0.9, **setting):
         "prepares_epochs": False,
         "memory_bytes": None,
     }
-    return bench.Result(
+    return Result(
         {"cpu": {"instruction_sets": ["avx2"]}},
         {**known, **setting},
         full=[{**step, WHOLE: sum(step.values())}] * 3,
@@ -123,8 +125,8 @@ def test_small_speeds_keep_three_digits():
 
 
 def test_rounds_that_take_far_too_long_are_given_up(image_folder, monkeypatch):
-    monkeypatch.setattr(bench, "AT_LEAST", 0.0)
-    monkeypatch.setattr(bench, "LATE", 0.0)
+    monkeypatch.setattr(rounds, "AT_LEAST", 0.0)
+    monkeypatch.setattr(rounds, "LATE", 0.0)
     result = bench.measure(config_of("simclr", image_folder), replace(SHORT, steps=3))
     assert len(result.full) == 1
     assert "Only 1 of 3 rounds were measured" in "\n".join(describe_training(result, data="d"))
@@ -179,7 +181,7 @@ def test_the_rows_of_the_table_say_the_same(result):
 
 
 def test_the_result_survives_json(result):
-    again = bench.Result(**json.loads(json.dumps(asdict(result))))
+    again = Result(**json.loads(json.dumps(asdict(result))))
     assert again == result
     assert describe_training(again, data="d") == describe_training(result, data="d")
 
@@ -303,7 +305,7 @@ def test_batches_made_ahead_are_measured_in_full_swing(image_folder):
     config = config_of("simclr", image_folder, batch_size=8)
     config = replace(config, loader=replace(config.loader, prefetch=2))
     result = bench.measure(config, replace(SHORT, fixed_batch=True))
-    assert len(result.full) == bench.AROUND - 1
+    assert len(result.full) == rounds.AROUND - 1
     assert "only waits for those that are not ready" in "\n".join(describe_training(result, data="d"))
 
 
@@ -376,7 +378,7 @@ def test_the_command_prints_draws_and_traces(image_folder, tmp_path, capsys):
         assert word in printed
     assert "lowered" not in printed
     saved = json.loads((out / "bench.json").read_text())
-    assert bench.Result(**saved["result"]).setting["batch_size"] == 8
+    assert Result(**saved["result"]).setting["batch_size"] == 8
     assert saved["result"]["environment"]["packages"]["torch"] == torch.__version__
     assert saved["command"]
     table = list(csv.DictReader((out / "bench.csv").open()))
@@ -400,7 +402,7 @@ def test_two_processes_are_compared_with_one_by_itself(image_folder, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(_on_two_ranks, (port, image_folder, tmp_path), nprocs=2)
-    first, second = (bench.Result(**json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1))
+    first, second = (Result(**json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1))
     assert (first.first, second.first) == (True, False)
     assert first.setting["processes"] == 2
     assert first.setting["batch_size"] == second.setting["batch_size"]
