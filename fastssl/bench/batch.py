@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .. import config as configuration
 from ..config import Config
-from ..engine.build import validate_share
+from ..engine.build import shown_images, validate_share
 from ..errors import UserError
 from ..methods import DataFacts
 
@@ -23,7 +23,7 @@ def check(config: Config, facts: DataFacts, world: int) -> None:
     """Raise `UserError` where the configuration cannot be trained on such data by so many processes."""
     configuration.validate(config)
     validate_share(config, world)
-    config.method.validate_data(facts, config.train.batch_size)
+    config.method.validate_data(facts, shown_images(config, facts))
 
 
 def _fits(config: Config, facts: DataFacts, world: int) -> bool:

@@ -58,11 +58,11 @@ class Training:
         self._watched: Watched | None = None
 
     def state(self, batch_size: int) -> StepState:
-        """Of a step in the middle of a run with this global batch."""
+        """Of a step in the middle of a run with this global batch, which writes no metrics, as most do."""
         images, config = max(self._facts.images, batch_size), self.config
         steps = steps_per_epoch(images, batch_size, config.loader.last)
         total = config.train.max_steps or config.train.epochs * steps
-        return StepState(total // 2, total, steps, config.train.seed)
+        return StepState(total // 2, total, steps, config.train.seed, logged=False)
 
     def views(self, images: int) -> Views:
         """Synthetic views of `images` images on this rank, in the form that training reads."""

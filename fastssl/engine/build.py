@@ -20,6 +20,12 @@ def data_facts(source: Source) -> DataFacts:
     return DataFacts(len(source), int(labels.max()) + 1 if known and labels is not None else 0)
 
 
+def shown_images(config: Config, facts: DataFacts) -> int:
+    """Different images of an epoch: its last batch is left out or filled up."""
+    batch_size = config.train.batch_size
+    return facts.images if config.loader.last == "pad" else facts.images // batch_size * batch_size
+
+
 def validate_share(config: Config, world: int) -> None:
     """Raise `UserError` where a batch cannot be shared by so many processes."""
     batch, micro = config.train.batch_size, config.train.micro_batch
@@ -36,7 +42,7 @@ def validate_share(config: Config, world: int) -> None:
 
 def new_method(config: Config, facts: DataFacts, device: torch.device, backbone: nn.Module | None = None) -> Method:
     """The untrained method of a run, around `backbone` if that is given, where and in the layout that it trains in."""
-    config.method.validate_data(facts, config.train.batch_size)
+    config.method.validate_data(facts, shown_images(config, facts))
     sizes = (*(view.size for view in config.augment.views), config.evaluate.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)

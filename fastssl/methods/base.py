@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ..data.views import Views
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class StepState:
     total_steps: int
     steps_per_epoch: int
     seed: int = 0
+    logged: bool = True
+    """Whether the metrics of this step are read. A loss may leave them out where they are not."""
 
     @property
     def epoch(self) -> int:
@@ -53,8 +57,18 @@ class MethodConfig:
     def validate_micro_batch(self, images: int, batch_size: int) -> None:
         """Raise `UserError` where a batch cannot pass through the networks so many images at a time."""
 
-    def validate_data(self, data: DataFacts, batch_size: int) -> None:
-        """Raise `UserError` where the training images do not: asked before anything is built."""
+    def validate_data(self, data: DataFacts, shown: int) -> None:
+        """Raise `UserError` where the training images, of which an epoch shows so many, do not: asked before anything
+        is built."""
+
+
+def check_above_zero(config: MethodConfig, *names: str) -> None:
+    """Raise `UserError` for a constant that is not above 0 and finite."""
+    for name in names:
+        value = getattr(config, name)
+        if not value > 0 or math.isinf(value):
+            wanted = "finite" if value > 0 else "> 0"
+            raise UserError(f"--method.{name.replace('_', '-')} must be {wanted}, got {value}")
 
 
 @dataclass

@@ -71,10 +71,9 @@ class BYOL(Method):
         predictions, projections = embedded.split(views.batch_size), targets.split(views.batch_size)
         pairs = [(p, t) for i, p in enumerate(predictions) for j, t in enumerate(projections) if i != j]
         loss = 2 * torch.stack([byol_loss(p, t) for p, t in pairs]).sum() / len(pairs)
-        return Losses(
-            loss,
-            {"cosine": 1 - loss.detach() / 4, "embedding_std": embedding_std(projections[0])},
-        )
+        if not step.logged:
+            return Losses(loss)
+        return Losses(loss, {"cosine": 1 - loss.detach() / 4, "embedding_std": embedding_std(projections[0])})
 
     def after_step(self, step: StepState) -> None:
         update_target(

@@ -26,7 +26,7 @@ from ..data.order import permuted
 from ..data.views import Views
 from ..errors import UserError
 from ..models import mlp_head
-from .base import DataFacts, Losses, Method, MethodConfig, StepState
+from .base import DataFacts, Losses, Method, MethodConfig, StepState, check_above_zero
 from .collapse import embedding_std
 from .kmeans import spherical_kmeans
 from .memory import UNASSIGNED, ImageMemory
@@ -55,8 +55,7 @@ class DeepClusterV2Config(MethodConfig):
     """Iterations of k-means before an epoch."""
 
     def validate(self, counts: tuple[int, ...]) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
+        check_above_zero(self, "temperature")
         for name in ("hidden", "out", "heads", "iterations"):
             if getattr(self, name) < 1:
                 raise UserError(f"--method.{name} must be at least 1, got {getattr(self, name)}")
@@ -67,12 +66,11 @@ class DeepClusterV2Config(MethodConfig):
                 f"--method.assign must be from 1 to the {counts[0]} views of the recipe's first size, got {self.assign}"
             )
 
-    def validate_data(self, data: DataFacts, batch_size: int) -> None:
-        images = data.images // batch_size * batch_size
-        if self.prototypes > images:
+    def validate_data(self, data: DataFacts, shown: int) -> None:
+        if self.prototypes > shown:
             raise UserError(
-                f"--method.prototypes {self.prototypes} is more than the {images} images of an epoch, of which each "
-                f"cluster needs one: choose at most {images}"
+                f"--method.prototypes {self.prototypes} is more than the {shown} images of an epoch, of which each "
+                f"cluster needs one: choose at most {shown}"
             )
 
 
@@ -139,9 +137,13 @@ class DeepClusterV2(Method):
             scores = F.linear(z, prototypes).float() / self.config.temperature
             answers = labels.repeat(views.total)
             losses.append(F.cross_entropy(scores, answers, ignore_index=UNASSIGNED, reduction="sum") / count)
-            hits.append((scores.detach().argmax(1) == answers).sum() / count)
+            if step.logged:
+                hits.append((scores.detach().argmax(1) == answers).sum() / count)
+        loss = torch.stack(losses).mean()
+        if not step.logged:
+            return Losses(loss)
         metrics = {"accuracy": torch.stack(hits).mean(), "prototype_use": self._use()}
-        return Losses(torch.stack(losses).mean(), {**metrics, "embedding_std": embedding_std(z.detach())})
+        return Losses(loss, {**metrics, "embedding_std": embedding_std(z.detach())})
 
     def after_step(self, step: StepState) -> None:
         self._write()

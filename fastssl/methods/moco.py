@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..data.views import Views
 from ..errors import UserError
 from ..models import mlp_head
-from .base import Losses, Method, MethodConfig, StepState
+from .base import Losses, Method, MethodConfig, StepState, check_above_zero
 from .collapse import embedding_std
 from .momentum import target_copy, update_target
 
@@ -47,8 +47,7 @@ class MoCoV2Config(MethodConfig):
     """Groups of the global batch with batch-norm statistics of their own; more than 1 shuffles the keys over them."""
 
     def validate(self, counts: tuple[int, ...]) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
+        check_above_zero(self, "temperature")
         if min(self.layers, self.out, self.queue, self.norm_groups) < 1:
             raise UserError("--method.layers, --method.out, --method.queue and --method.norm-groups must be at least 1")
         if not 0 <= self.momentum <= 1:
@@ -105,7 +104,7 @@ class MoCo(Method):
         self.projector = mlp_head(widths, hidden_bias=not norm, hidden_norm=norm, last_norm=norm)
         self.key_backbone = target_copy(self.backbone, fresh=False)
         self.key_projector = target_copy(self.projector, fresh=False)
-        self.queue = Queue(config.queue, config.out, dtype=torch.float32)
+        self.queue = Queue(config.queue, config.out, dtype=torch.float32, seed=torch.default_generator)
         self._keys: Tensor | None = None
 
     @property
@@ -127,11 +126,13 @@ class MoCo(Method):
         assert targets is not None
         keys, queries = targets, embedded.split(views.batch_size)
         self._keys = keys
-        queue, temperature = self.queue.rows, self.config.temperature
-        results = [info_nce(q, keys, queue=queue, temperature=temperature, return_metrics=True) for q in queries]
-        metrics = results[0][1]
+        queue, tau = self.queue.rows, self.config.temperature
+        losses = [info_nce(q, keys, queue=queue, temperature=tau) for q in (queries[1:] if step.logged else queries)]
+        if not step.logged:
+            return Losses(torch.stack(losses).mean())
+        loss, metrics = info_nce(queries[0], keys, queue=queue, temperature=tau, return_metrics=True)
         return Losses(
-            torch.stack([loss for loss, _ in results]).mean(),
+            torch.stack([loss, *losses]).mean(),
             {"accuracy": metrics.accuracy, "entropy": metrics.entropy, "embedding_std": embedding_std(keys)},
         )
 
@@ -152,9 +153,9 @@ class MoCo(Method):
             return self.key_projector(_in_groups(self.key_backbone, images, size))
         world, rank = size_and_rank(group := group_name(None))
         everyone = gather_rows(images, 1, group)
-        # All images in the order of their hashes: a function of the step alone, so that a resumed run shuffles alike,
-        # and drawn where the images are, so that nothing is copied there.
-        order = sample_negatives(len(everyone), len(everyone), seed=0, step=step.step, device=images.device)
+        # All images in the order of their hashes: a function of seed and step alone, so that a resumed run shuffles
+        # alike, and drawn where the images are, so that nothing is copied there.
+        order = sample_negatives(len(everyone), len(everyone), seed=step.seed, step=step.step, device=images.device)
         features = _in_groups(self.key_backbone, everyone[order.chunk(world)[rank]], size)
         return gather_rows(self.key_projector(features), 1, group)[torch.argsort(order).chunk(world)[rank]]
 

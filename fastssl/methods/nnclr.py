@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..data.views import Views
 from ..errors import UserError
 from ..models import mlp_head
-from .base import Losses, Method, MethodConfig, StepState
+from .base import Losses, Method, MethodConfig, StepState, check_above_zero
 from .collapse import embedding_std
 
 
@@ -40,8 +40,7 @@ class NNCLRConfig(MethodConfig):
     """Embeddings in the queue; at least a batch."""
 
     def validate(self, counts: tuple[int, ...]) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
+        check_above_zero(self, "temperature")
         for name in ("hidden", "out", "predictor_hidden", "queue"):
             if getattr(self, name) < 1:
                 raise UserError(f"--method.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -60,7 +59,7 @@ class NNCLR(Method):
         self.backbone = backbone
         self.projector = mlp_head([width, config.hidden, config.hidden, config.out], last_norm_bias=True)
         self.predictor = mlp_head([config.out, config.predictor_hidden, config.out], last_norm=False)
-        self.queue = Queue(config.queue, config.out)
+        self.queue = Queue(config.queue, config.out, seed=torch.default_generator)
         self._embeddings: Tensor | None = None
 
     def embed(self, views: Views) -> Tensor:
@@ -72,21 +71,18 @@ class NNCLR(Method):
         predictions, z = (rows.chunk(views.total) for rows in embedded.chunk(2))
         embeddings = [rows.detach() for rows in z[: views.counts[0]]]
         neighbors = [nearest_neighbor(embedding, self.queue) for embedding in embeddings]
-        losses, metrics = zip(
-            *(
-                info_nce(found.rows, p, temperature=self.config.temperature, return_metrics=True)
-                for i, found in enumerate(neighbors)
-                for j, p in enumerate(predictions)
-                if i != j
-            ),
-            strict=True,
-        )
+        pairs = [(found.rows, p) for i, found in enumerate(neighbors) for j, p in enumerate(predictions) if i != j]
         self._embeddings = embeddings[0]
+        tau = self.config.temperature
+        losses = [info_nce(*pair, temperature=tau) for pair in (pairs[1:] if step.logged else pairs)]
+        if not step.logged:
+            return Losses(torch.stack(losses).mean())
+        loss, metrics = info_nce(*pairs[0], temperature=tau, return_metrics=True)
         return Losses(
-            torch.stack(losses).mean(),
+            torch.stack([loss, *losses]).mean(),
             {
-                "accuracy": metrics[0].accuracy,
-                "entropy": metrics[0].entropy,
+                "accuracy": metrics.accuracy,
+                "entropy": metrics.entropy,
                 "neighbor_cosine": neighbors[0].similarity.mean(),
                 "embedding_std": embedding_std(embeddings[0]),
             },

@@ -12,7 +12,10 @@ crops pass through the online network only. After each step the target follows, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from fastssl_kernels import relic, sample_negatives
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from ..data.views import Views
 from ..errors import UserError
 from ..models import mlp_head
-from .base import Losses, Method, MethodConfig, StepState
+from .base import Losses, Method, MethodConfig, StepState, check_above_zero
 from .collapse import embedding_std
 from .momentum import cosine_momentum, target_copy, target_rows, update_target
 
@@ -47,13 +50,15 @@ class RELICv2Config(MethodConfig):
     """A second perceptron behind the online projector."""
     momentum: float = 0.996
     """Weight of the target's past at the first step; it rises to 1 on a cosine."""
+    stop_gradient: Literal["second", "first", "entropy"] = "second"
+    """What of KL(p ‖ q) gets no gradient: q, p, or only the entropy of p, so that both are pulled together."""
 
     def validate(self, counts: tuple[int, ...]) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
-        if not self.alpha >= 0 or self.negatives < 0:
+        check_above_zero(self, "temperature")
+        if not 0 <= self.alpha < math.inf or self.negatives < 0:
             raise UserError(
-                f"--method.alpha and --method.negatives must be at least 0, got {self.alpha} and {self.negatives}"
+                "--method.alpha and --method.negatives must be at least 0 and finite, got "
+                f"{self.alpha} and {self.negatives}"
             )
         if self.hidden < 1 or self.out < 1:
             raise UserError(f"--method.hidden and --method.out must be at least 1, got {self.hidden} and {self.out}")
@@ -112,8 +117,9 @@ class RELIC(Method):
         negatives = None
         if config.negatives:
             images = views.batch_size * size_and_rank(group_name(None))[0]
-            negatives = sample_negatives(images, config.negatives, seed=0, step=step.step, device=online.device)
-        loss, metrics = relic(
+            negatives = sample_negatives(images, config.negatives, seed=step.seed, step=step.step, device=online.device)
+        compared = partial(
+            relic,
             online,
             targets,
             views=(large, views.total - large),
@@ -121,8 +127,11 @@ class RELIC(Method):
             alpha=config.alpha,
             negatives=negatives,
             self_pairs=config.self_pairs,
-            return_metrics=True,
+            stop_gradient=config.stop_gradient,
         )
+        if not step.logged:
+            return Losses(compared())
+        loss, metrics = compared(return_metrics=True)
         return Losses(loss, {**metrics._asdict(), "embedding_std": embedding_std(targets)})
 
     def after_step(self, step: StepState) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..data.views import Views
 from ..errors import UserError
-from .base import Losses, StepState
+from .base import Losses, StepState, check_above_zero
 from .deepclusterv2 import DeepClusterV2, DeepClusterV2Config
 
 
@@ -37,8 +37,7 @@ class SeLaV2Config(DeepClusterV2Config):
 
     def validate(self, counts: tuple[int, ...]) -> None:
         super().validate(counts)
-        if not self.epsilon > 0:
-            raise UserError(f"--method.epsilon must be > 0, got {self.epsilon}")
+        check_above_zero(self, "epsilon")
         if self.freeze_steps < 0:
             raise UserError(f"--method.freeze-steps must be at least 0, got {self.freeze_steps}")
 

@@ -16,12 +16,12 @@ from typing import Literal
 
 import torch
 from fastssl_kernels import nt_xent
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.views import Views
 from ..errors import UserError
 from ..models import mlp_head
-from .base import Losses, Method, MethodConfig, StepState
+from .base import Losses, Method, MethodConfig, StepState, check_above_zero
 from .collapse import embedding_std
 
 
@@ -43,8 +43,7 @@ class SimCLRConfig(MethodConfig):
     """Add the two directions, as the authors' code does, or average over all rows, as the paper writes."""
 
     def validate(self, counts: tuple[int, ...]) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"--method.temperature must be > 0, got {self.temperature}")
+        check_above_zero(self, "temperature")
         if self.layers < 1 or self.out < 1 or self.hidden < 0:
             raise UserError("--method.layers and --method.out must be at least 1 and --method.hidden at least 0")
         if not 0 <= self.init_std < 10:
@@ -64,20 +63,20 @@ class SimCLR(Method):
             if isinstance(layer, nn.Linear) and config.init_std:
                 nn.init.normal_(layer.weight, std=config.init_std)
 
-    def embed(self, views: Views) -> torch.Tensor:
+    def embed(self, views: Views) -> Tensor:
         """`[V·B, out]`, view-major: the backbone once a resolution, the projector once."""
         return self.projector(torch.cat([self.backbone(group) for group in views.groups]))
 
-    def loss_of(self, z: torch.Tensor, targets: torch.Tensor | None, views: Views, step: StepState) -> Losses:
-        return self.contrasted(z, views)
+    def loss_of(self, z: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
+        return self.contrasted(z, views, step)
 
-    def contrasted(self, z: torch.Tensor, views: Views, memory: torch.Tensor | None = None) -> Losses:
+    def contrasted(self, z: Tensor, views: Views, step: StepState, memory: Tensor | None = None) -> Losses:
         """The loss of `z` `[V·B, out]`, with the rows of `memory` `[K, out]` as further negatives."""
-        temperature = self.config.temperature
-        loss, metrics = nt_xent(z, temperature=temperature, views=views.total, queue=memory, return_metrics=True)
-        if self.config.reduction == "sum":
-            loss = 2 * loss
+        factor, tau = 2 if self.config.reduction == "sum" else 1, self.config.temperature
+        if not step.logged:
+            return Losses(factor * nt_xent(z, temperature=tau, views=views.total, queue=memory))
+        loss, metrics = nt_xent(z, temperature=tau, views=views.total, queue=memory, return_metrics=True)
         return Losses(
-            loss,
+            factor * loss,
             {"accuracy": metrics.accuracy, "entropy": metrics.entropy, "embedding_std": embedding_std(z.detach())},
         )

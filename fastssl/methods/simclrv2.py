@@ -58,7 +58,7 @@ class SimCLRv2(SimCLR):
         if config.memory:
             self.key_backbone = target_copy(self.backbone, fresh=False)
             self.key_projector = target_copy(self.projector, fresh=False)
-            self.memory = Queue(config.memory, config.out, dtype=torch.float32)
+            self.memory = Queue(config.memory, config.out, dtype=torch.float32, seed=torch.default_generator)
 
     def targets(self, views: Views, step: StepState, images: int) -> Tensor | None:
         """The memory's next rows `[B, out]`."""
@@ -69,7 +69,7 @@ class SimCLRv2(SimCLR):
 
     def loss_of(self, z: Tensor, targets: Tensor | None, views: Views, step: StepState) -> Losses:
         self._keys = targets
-        return self.contrasted(z, views, None if self.memory is None else self.memory.rows)
+        return self.contrasted(z, views, step, None if self.memory is None else self.memory.rows)
 
     def after_step(self, step: StepState) -> None:
         if self.memory is None:

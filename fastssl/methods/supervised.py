@@ -30,7 +30,7 @@ class SupervisedConfig(MethodConfig):
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"--method.label-smoothing must be in [0, 1), got {self.label_smoothing}")
 
-    def validate_data(self, data: DataFacts, batch_size: int) -> None:
+    def validate_data(self, data: DataFacts, shown: int) -> None:
         if data.classes < 2:
             found = "no label for every image" if not data.classes else "one class only"
             raise UserError(

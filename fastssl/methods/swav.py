@@ -11,6 +11,7 @@ Prototypes are put back to unit length before each step and stay where they are 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from ..data.views import Views
 from ..errors import UserError
 from ..models import mlp_head
-from .base import Losses, Method, MethodConfig, StepState
+from .base import Losses, Method, MethodConfig, StepState, check_above_zero
 from .collapse import embedding_std
 
 
@@ -52,15 +53,15 @@ class SwAVConfig(MethodConfig):
     """Epoch from which the queue is filled; it is used once it is full."""
 
     def validate(self, counts: tuple[int, ...]) -> None:
-        for name in ("temperature", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--method.{name} must be > 0, got {getattr(self, name)}")
+        check_above_zero(self, "temperature", "epsilon")
         for name in ("iterations", "hidden", "out"):
             if getattr(self, name) < 1:
                 raise UserError(f"--method.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("freeze_steps", "queue", "queue_epoch"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--method.{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(
+                    f"--method.{name.replace('_', '-')} must be at least 0 and finite, got {getattr(self, name)}"
+                )
         if self.prototypes < 2:
             raise UserError(f"--method.prototypes must be at least 2, got {self.prototypes}")
         if not 1 <= self.assign <= counts[0] or sum(counts) < 2:
@@ -86,8 +87,8 @@ class SwAV(Method):
         self.projector = mlp_head([width, config.hidden, config.out], hidden_bias=True, last_norm=False)
         self.prototypes = nn.Linear(config.out, config.prototypes, bias=False)
         self.queues = nn.ModuleList(
-            Queue(config.queue, config.out, dtype=torch.float32, seed=crop)
-            for crop in range(config.assign if config.queue else 0)
+            Queue(config.queue, config.out, dtype=torch.float32, seed=torch.default_generator)
+            for _ in range(config.assign if config.queue else 0)
         )
         self._features: Tensor | None = None
 
@@ -110,6 +111,8 @@ class SwAV(Method):
         )
         crops = tuple(range(config.assign))
         loss = swapped_prediction(z, prototypes, codes, temperature=config.temperature, assign=crops)
+        if not step.logged:
+            return Losses(loss)
         return Losses(loss, {**code_metrics(codes), "embedding_std": embedding_std(z.detach())})
 
     def after_backward(self, step: StepState) -> None:

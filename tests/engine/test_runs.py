@@ -77,6 +77,32 @@ def test_a_run_leaves_everything_behind(image_folder, tmp_path):
     assert not [name for name in names if name.startswith(".")]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "measured"), [(0.5, [3, 6, 9, 12]), (1.5, [9, 12]), (0.01, [*range(1, 13)]), (0, [])]
+)
+def test_knn_accuracy_is_measured_within_epochs_too(image_folder, tmp_path, epochs, measured):
+    """Epochs of 6 steps; a part of one is rounded to steps."""
+    config = small(image_folder, tmp_path / "run", epochs=2)
+    result = fastssl.pretrain(replace(config, monitor=replace(config.monitor, knn_epochs=epochs)), quiet=True)
+    assert [row["step"] for row in rows(result.run_dir) if row["kind"] == "knn"] == measured
+
+
+def test_metrics_are_written_where_they_are_read(image_folder, tmp_path):
+    """Every so many steps and at the end, with the values of a run that writes them at every step."""
+    every = small(image_folder, tmp_path / "every", epochs=2)
+    seldom = replace(every, run_dir=str(tmp_path / "seldom"), monitor=replace(every.monitor, log_steps=5))
+    found = [
+        [row for row in rows(fastssl.pretrain(c, quiet=True).run_dir) if row["kind"] == "train"]
+        for c in (every, seldom)
+    ]
+    assert [row["step"] for row in found[1]] == [5, 10, 12]
+    assert "accuracy" in found[1][0]
+    for row in found[1]:
+        same = found[0][row["step"] - 1]
+        assert row.keys() == same.keys()
+        assert all(row[key] == pytest.approx(same[key], rel=1e-4) for key in row if key != "kind")
+
+
 def start(config: configuration.Config, folder: Path, *extra: str) -> subprocess.Popen:
     """The run as a process of its own."""
     script = (

@@ -250,7 +250,7 @@ def test_impossible_constants(kind, options, counts, word):
 
     def validate():
         config.validate(counts)
-        config.validate_data(DataFacts(100), 32)
+        config.validate_data(DataFacts(100), 96)
 
     with pytest.raises(UserError, match=word):
         validate()

@@ -103,8 +103,21 @@ def test_a_projector_with_norms_is_centred_after_every_layer():
     torch.testing.assert_close(rows.mean(0), torch.zeros(128), atol=1e-5, rtol=0)
 
 
-def test_saved_and_loaded():
-    same_after_saving(make)
+@pytest.mark.parametrize("kind", [MoCoV1Config, MoCoV2Config])
+def test_saved_and_loaded(kind):
+    same_after_saving(lambda: make(kind=kind))
+
+
+def test_the_seed_of_a_run_draws_the_shuffles_and_the_first_queue():
+    """Another order puts other images into a group, whose statistics change the keys."""
+    torch.manual_seed(0)
+    method, again = make(), make()
+    assert not torch.equal(method.queue.rows, again.queue.rows)
+    torch.manual_seed(0)
+    assert torch.equal(make().queue.rows, method.queue.rows)
+    first, same, other = (method.targets(random_views(0), StepState(0, 10, 4, seed), 8) for seed in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert (first - other).norm() > 1e-3 * first.norm()
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from fastssl_kernels import sample_negatives
-from three_steps import WIDTH, Tiny, blend_, descend, run_beside, same_after_saving, trained, unit
+from three_steps import WIDTH, Tiny, blend_, descend, random_views, run_beside, same_after_saving, trained, unit
 
 from fastssl.errors import UserError
+from fastssl.methods import StepState
 from fastssl.methods.relic import RELIC, RELICConfig, RELICv2Config
 
 torch.set_num_threads(1)
@@ -69,6 +71,39 @@ def test_three_steps(config, counts):
 @pytest.mark.parametrize(("config", "counts"), CASES)
 def test_saved_and_loaded(config, counts):
     same_after_saving(lambda: RELIC(config, Tiny(), WIDTH), counts)
+
+
+def test_the_seed_of_a_run_draws_the_negatives():
+    torch.manual_seed(0)
+    method = RELIC(RELICv2Config(negatives=2, **SMALL), Tiny(), WIDTH)
+    losses = [method.loss(random_views(0), StepState(0, 10, 4, seed)).total.item() for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("kind", [RELICConfig, RELICv2Config])
+def test_heads_are_the_papers(kind):
+    """BYOL's: a bias on the first layer alone, a batch norm behind it. RELIC has no predictor."""
+    method = RELIC(kind(), Tiny(), 2048)
+    heads = [(method.projector, 2048), (method.predictor, 256)][: 2 if kind is RELICv2Config else 1]
+    for head, width in heads:
+        assert [type(part).__name__ for part in head] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+        shapes = {name: tuple(p.shape) for name, p in head.named_parameters()}
+        assert shapes == {
+            "0.weight": (4096, width), "0.bias": (4096,), "1.weight": (4096,), "1.bias": (4096,),
+            "3.weight": (256, 4096),
+        }  # fmt: skip
+    assert isinstance(method.predictor, torch.nn.Identity) is (kind is RELICConfig)
+
+
+def test_which_side_of_the_divergence_gets_no_gradient_is_a_constant():
+    torch.manual_seed(0)
+    method, gradients = RELIC(RELICv2Config(negatives=3, **SMALL), Tiny(), WIDTH), []
+    for stop in ("second", "first", "entropy"):
+        method.config = RELICv2Config(negatives=3, stop_gradient=stop, **SMALL)
+        method.zero_grad()
+        method.loss(random_views(0), StepState(0, 10, 4)).total.backward()
+        gradients.append(method.predictor[3].weight.grad.clone())
+    assert all((a - b).norm() > 1e-3 * a.norm() for a, b in pairwise(gradients))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """SimCLR's loss against a transcription of eq. 1, in float64."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from three_steps import WIDTH, Tiny, descend, run_beside, same_after_saving, trained
 
 from fastssl.data.views import Views
 from fastssl.errors import UserError
@@ -43,6 +46,24 @@ def test_loss_and_gradient_are_equation_1(batch, temperature):
     torch.testing.assert_close(method.loss(views, STEP).total.double(), expected, rtol=1e-5, atol=1e-6)
     for ours, parameter in zip(gradients, (p for p in method.parameters() if p.requires_grad), strict=True):
         assert (ours - parameter.grad).norm() <= 1e-4 * parameter.grad.norm() + 1e-7
+
+
+@pytest.mark.parametrize(("reduction", "factor"), [("mean", 1), ("sum", 2)])
+def test_three_steps(reduction, factor):
+    torch.manual_seed(0)
+    method = SimCLR(SimCLRConfig(hidden=16, out=6, init_std=0.0, reduction=reduction), Tiny(), WIDTH)
+    r = copy.deepcopy(method).double()
+
+    def step(number, views):
+        loss = factor * equation_1(r.projector(r.backbone(torch.cat(views))), 0.1)
+        descend(loss, trained(r))
+        return loss
+
+    run_beside(method, step, r)
+
+
+def test_saved_and_loaded():
+    same_after_saving(lambda: SimCLR(SimCLRConfig(hidden=16, out=6), Tiny(), WIDTH))
 
 
 def test_sum_of_both_directions_is_twice_the_mean():

@@ -126,6 +126,9 @@ def test_first_loss_is_near_the_logarithm_of_the_prototypes():
     method = SwAV(SwAVConfig(hidden=16, out=128, prototypes=3000), Tiny(), WIDTH)
     loss = method.loss(random_views(0, images=16), StepState(0, 10, 4)).total.item()
     assert loss == pytest.approx(math.log(3000), abs=0.6)  # 8.006; random features see scores of ±0.09 / τ
+    method.config = SwAVConfig(hidden=16, out=128, prototypes=3000, temperature=100.0)
+    flat = method.loss(random_views(0, images=16), StepState(0, 10, 4)).total.item()
+    assert flat == pytest.approx(8.006, abs=0.002), "and hardly any score at τ = 100"
 
 
 def test_code_metrics():

@@ -45,12 +45,25 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def descend(loss: Tensor, parameters: list[nn.Parameter]) -> None:
-    """Plain gradient descent; a parameter without a gradient stays."""
+    """Plain gradient descent, which leaves the gradients behind; a parameter without one stays."""
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
             if gradient is not None:
                 parameter -= LR * gradient
+
+
+def same_gradients(method: nn.Module, reference: nn.Module, tolerance: float) -> None:
+    """Every parameter's gradient. What should be 0 but for rounding, as that of a bias before a norm, is measured by
+    the gradient of all parameters."""
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    found = {name: p.grad.double() for name, p in method.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    everything = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).norm()
+        assert error <= tolerance * (gradient.norm() + 0.1 * everything), f"{name}: {error} of {gradient.norm()}"
 
 
 def run_beside(
@@ -86,6 +99,7 @@ def run_beside(
         told = (views.ids, views.labels) if method.needs_data else ()
         expected = transcription(step, [view.double() for view in views.each()], *told)
         assert abs(losses.total.item() - expected.item()) <= tolerance * max(1.0, abs(expected.item()))
+        same_gradients(method, reference, 5 * tolerance)
         for name, value in losses.metrics.items():
             assert value.isfinite().all(), name
             assert not value.requires_grad, name
