@@ -20,7 +20,8 @@ class BackboneConfig:
     name: str = "resnet50"
     """resnet10, 18, 34, 50, 101, 152 or 200, or a network of those libraries as torchvision:NAME or timm:NAME."""
     stem: Stem = "imagenet"
-    """7 × 7 with max-pool, or 3 × 3 for small images (with stride 1 or 2). Our networks only, as the next three."""
+    """7 × 7 with max-pool, three 3 × 3 with max-pool (ResNet-D's), or 3 × 3 for small images (with stride 1 or 2). Our
+    networks only, as the next three."""
     width: float = 1.0
     """Multiplier of every channel count."""
     sk_ratio: float = 0.0

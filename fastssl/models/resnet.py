@@ -2,8 +2,8 @@
 
 He et al., arXiv 1512.03385; the bottleneck keeps its stride in the 3 × 3 convolution ("v1.5"), as every
 self-supervised reference does. Without a classifier: the forward pass returns the pooled features `[B, D]`. With
-selective kernels the stem is three 3 × 3 convolutions and shortcuts pool before they project (ResNet-D), as in
-SimCLR v2.
+selective kernels the stem is three 3 × 3 convolutions and shortcuts pool before they project (ResNet-D, arXiv
+1812.01187), as in SimCLR v2.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .conv import Conv2d
 from .selective import SelectiveKernel
 
-Stem = Literal["imagenet", "cifar", "cifar-s2"]
+Stem = Literal["imagenet", "imagenet-d", "cifar", "cifar-s2"]
 
 
 class BasicBlock(nn.Module):
@@ -74,9 +75,17 @@ def _shortcut(channels_in: int, channels_out: int, stride: int, *, pooled: bool 
     if stride == 1 and channels_in == channels_out:
         return None
     if pooled:
-        pool = nn.AvgPool2d(2, 2, ceil_mode=True) if stride > 1 else nn.Identity()
+        pool = nn.AvgPool2d(2, 2, ceil_mode=True) if stride > 1 else SamePool()
         return nn.Sequential(pool, Conv2d(channels_in, channels_out, 1), nn.BatchNorm2d(channels_out))
     return nn.Sequential(Conv2d(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
+
+
+class SamePool(nn.Module):
+    """2 × 2 averages at stride 1; those of the last row and column are of the pixels that there are. SimCLR v2's code
+    pools the shortcut of the first stage too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
 
 
 def _deep_stem(width: int) -> nn.Sequential:
@@ -91,6 +100,7 @@ class ResNet(nn.Module):
     """Images `[B, 3, H, W]` to pooled features `[B, feature_dim]`.
 
     `width` multiplies every channel count (64 at the stem). Stems: "imagenet" is 7 × 7 / 2 and a max-pool / 2;
+    "imagenet-d" has three 3 × 3 instead of the 7 × 7 (ResNet-C's and -D's);
     "cifar" is 3 × 3 without a pool (SimCLR, app. B.9); "cifar-s2" the same with stride 2, four times cheaper.
     `sk_ratio` above 0 gives bottlenecks selective kernels (0.0625 in SimCLR v2), a deep stem and pooled shortcuts.
     `zero_init_residual` starts the last scale of every block at zero (Goyal et al., arXiv 1706.02677).
@@ -113,13 +123,12 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         base = max(8, round(64 * width))
-        kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "cifar-s2": (3, 2)}[stem]
-        self.conv1: nn.Module = Conv2d(3, base, kernel, stride)
-        if sk_ratio and stem == "imagenet":
-            self.conv1 = _deep_stem(base)
+        kernel, stride = {"imagenet": (7, 2), "imagenet-d": (3, 2), "cifar": (3, 1), "cifar-s2": (3, 2)}[stem]
+        deep = stem == "imagenet-d" or (sk_ratio > 0 and stem == "imagenet")
+        self.conv1: nn.Module = _deep_stem(base) if deep else Conv2d(3, base, kernel, stride)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem.startswith("imagenet") else nn.Identity()
         channels = base
         options = {"sk_ratio": sk_ratio} if sk_ratio else {}
         for stage, count in enumerate(blocks):

@@ -24,14 +24,38 @@ def test_weights_travel_to_torchvision_and_give_identical_features(name):
         torch.testing.assert_close(ours(images), theirs.eval()(images), rtol=1e-5, atol=1e-5)
 
 
-def test_published_sizes():
-    assert parameter_count(resnet("resnet50")) == 23_508_032
-    assert parameter_count(resnet("resnet18")) == 11_176_512
-    assert resnet("resnet50").feature_dim == 2048
+# Parameters of torchvision's classifiers (its documentation; timm's for 200 layers and for the stem of ResNet-D) less
+# those of the linear layer.
+EXACT = [
+    ("resnet18", "imagenet", 11_689_512 - 513_000),
+    ("resnet34", "imagenet", 21_797_672 - 513_000),
+    ("resnet50", "imagenet", 25_557_032 - 2_049_000),
+    ("resnet50", "imagenet-d", 25_576_264 - 2_049_000),
+    ("resnet101", "imagenet", 44_549_160 - 2_049_000),
+    ("resnet152", "imagenet", 60_192_808 - 2_049_000),
+    ("resnet200", "imagenet", 64_673_832 - 2_049_000),
+]
+
+
+@pytest.mark.parametrize(("name", "stem", "parameters"), EXACT)
+def test_published_sizes(name, stem, parameters):
+    with torch.device("meta"):
+        network = resnet(name, stem=stem)
+    assert parameter_count(network) == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_every_depth_and_width_pools_its_features(name, width):
+    with torch.device("meta"):
+        network = resnet(name, width=width)
+        assert network(torch.empty(2, 3, 224, 224)).shape == (2, network.feature_dim)
+    assert network.feature_dim == (512 if name in ("resnet18", "resnet34") else 2048) * width
 
 
 @pytest.mark.parametrize(
-    ("stem", "side", "expected"), [("imagenet", 64, 2), ("cifar", 32, 4), ("cifar-s2", 32, 2), ("imagenet", 33, 2)]
+    ("stem", "side", "expected"),
+    [("imagenet", 64, 2), ("imagenet-d", 64, 2), ("cifar", 32, 4), ("cifar-s2", 32, 2), ("imagenet", 33, 2)],
 )
 def test_stems_set_the_resolution(stem, side, expected):
     network = resnet("resnet18", stem=stem, width=0.25)
@@ -77,13 +101,16 @@ def test_bad_backbones_are_one_sentence(field, value):
         build_backbone(BackboneConfig(**{field: value}))
 
 
-# Millions of parameters that the SimCLR v2 paper states (arXiv 2006.10029, table 1), to its own rounding.
+# Millions of parameters that the SimCLR papers state (arXiv 2006.10029, table 1; width 4: 2002.05709).
 PUBLISHED = [
     ("resnet50", 1, 0.0, 24),
     ("resnet50", 1, 0.0625, 35),
     ("resnet50", 2, 0.0, 94),
     ("resnet50", 2, 0.0625, 140),
+    ("resnet50", 4, 0.0, 375),
     ("resnet101", 1, 0.0, 43),
+    ("resnet101", 1, 0.0625, 65),
+    ("resnet101", 2, 0.0, 170),
     ("resnet101", 2, 0.0625, 257),
     ("resnet152", 1, 0.0, 58),
     ("resnet152", 1, 0.0625, 89),
@@ -122,6 +149,32 @@ def test_selective_network_runs_forward_and_backward(side):
     assert features.shape == (2, 512)
     features.sum().backward()
     assert all(p.grad is not None for p in network.parameters())
+
+
+def test_shortcuts_of_selective_networks_average_what_they_project():
+    """At stride 1 too, as in the authors' code: TensorFlow's SAME pooling counts no pixel beyond the border."""
+    torch.manual_seed(0)
+    network = resnet("resnet50", width=0.125, sk_ratio=0.0625)
+    x = torch.randn(2, 3, 5, 4)
+    expected = torch.empty_like(x)
+    for i in range(5):
+        for j in range(4):
+            expected[:, :, i, j] = x[:, :, i : i + 2, j : j + 2].mean((2, 3))
+    torch.testing.assert_close(network.layer1[0].downsample[0](x), expected)
+    even = torch.randn(2, 3, 6, 4)
+    blocks = even.view(2, 3, 3, 2, 2, 2).mean((3, 5))
+    for layer in (network.layer2, network.layer3, network.layer4):
+        torch.testing.assert_close(layer[0].downsample[0](even), blocks)
+
+
+def test_the_deep_stem_is_three_small_convolutions():
+    """ResNet-D's (arXiv 1812.01187): stride 2 first, half the width but for the last, batch norms between."""
+    stem = resnet("resnet50", stem="imagenet-d").conv1
+    assert [type(part).__name__ for part in stem] == ["Conv2d", "BatchNorm2d", "ReLU"] * 2 + ["Conv2d"]
+    convolutions = [part for part in stem if isinstance(part, nn.Conv2d)]
+    assert [tuple(c.weight.shape) for c in convolutions] == [(32, 3, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3)]
+    assert [c.stride for c in convolutions] == [(2, 2), (1, 1), (1, 1)]
+    assert all(c.bias is None for c in convolutions)
 
 
 def test_selective_kernels_need_bottlenecks():
