@@ -9,32 +9,59 @@ from torch import Tensor, nn
 
 from .gather import Group
 from .nearest_neighbor import Queue, nearest_neighbor
-from .nt_xent import nt_xent
+from .nt_xent import info_nce, nt_xent
 from .sinkhorn import sinkhorn
 from .swapped_prediction import swapped_prediction
 
 
 class NTXentLoss(nn.Module):
-    """lightly's `NTXentLoss` without its memory bank: called with two views, [B, D] each, it returns a scalar.
+    """lightly's `NTXentLoss`: called with two views, [B, D] each, it returns a scalar.
 
     temperature: τ > 0.
-    gather_distributed: take the rows of all ranks as negatives. Unlike the original the result then has the gradient
-        that data-parallel averaging turns into the exact one.
+    memory_bank_size: (rows, width) of a bank of past rows, which are then the only negatives, as in MoCo: `out0` is
+        contrasted with `out1` and the bank, which afterwards takes in `out1` if `out0` requires a gradient. 0 for none.
+        Unlike in the original the bank is in the `state_dict`, and a batch that wraps loses no row.
+    gather_distributed: take the rows of all ranks as negatives, or into the bank. Unlike the original the result then
+        has the gradient that data-parallel averaging turns into the exact one.
     """
 
-    def __init__(self, temperature: float = 0.5, gather_distributed: bool = False) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
         super().__init__()
         self.temperature = temperature
+        self.memory_bank_size = memory_bank_size
         self.gather_distributed = gather_distributed
+        none = not isinstance(memory_bank_size, Sequence) and memory_bank_size == 0
+        self.queue = None if none else _bank("memory_bank_size", memory_bank_size, torch.float32)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         if out0.shape != out1.shape:
             raise ValueError(f"out1 must have the shape of out0, {tuple(out0.shape)}, got {tuple(out1.shape)}")
         group: Group = None if self.gather_distributed else "local"
-        return nt_xent(torch.cat([out0, out1]), temperature=self.temperature, group=group)
+        if self.queue is None:
+            return nt_xent(torch.cat([out0, out1]), temperature=self.temperature, group=group)
+        # The backward pass needs the rows that the bank is about to forget.
+        negatives = self.queue.rows.clone()
+        loss = info_nce(out0, out1, queue=negatives, temperature=self.temperature, group=group)
+        if out0.requires_grad:
+            self.queue.enqueue(out1, group=group)
+        return loss
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
+        return (
+            f"temperature={self.temperature}, memory_bank_size={self.memory_bank_size}, "
+            f"gather_distributed={self.gather_distributed}"
+        )
+
+
+def _bank(name: str, size: int | Sequence[int], dtype: torch.dtype) -> Queue:
+    if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{name} must be (rows, width), each at least 1, got {size!r}")
+    return Queue(*size, dtype=dtype)
 
 
 class NNMemoryBankModule(nn.Module):
@@ -56,11 +83,9 @@ class NNMemoryBankModule(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(size, int) or len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be (rows, width), each at least 1, got {size!r}")
-        self.size = tuple(size)
+        self.queue = _bank("size", size, dtype)
+        self.size = (len(self.queue), self.queue.width)
         self.gather_distributed = gather_distributed
-        self.queue = Queue(*self.size, dtype=dtype)
 
     def forward(self, output: Tensor, update: bool = False) -> Tensor:
         """Neighbours of `output` among what came before it; with `update` its rows are then let in."""

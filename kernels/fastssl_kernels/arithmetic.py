@@ -23,7 +23,7 @@ def product_dtype(*tensors: Tensor) -> torch.dtype:
 def weight_dtype(products: torch.dtype) -> torch.dtype:
     """Of the operands of Σ weight · row on the CPU.
 
-    A logit must not be rounded to bf16, a weighted sum of many rows may be: that of a block is, by 2⁻⁹ of itself, and
+    A logit must not be rounded to bf16, a weighted sum of many rows may be: that of a block is, by 2⁻⁸ of itself, and
     blocks are added up in fp32. Where AVX-512 multiplies bf16, fp32 operands that oneDNN rounds gain little, and bf16
     ones gain more than their conversion costs. With AMX its rounding is cheap, and without instructions for bf16 such
     products are emulated: there fp32 operands stay.

@@ -20,8 +20,8 @@ from torch import Tensor
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 2e-3}
 # Of the codes: fp32 sums, and exponentials of numbers up to 20 / ln 2 rounded to 24 bits.
 CODES = 1e-5
-# How far from the best a chosen row may be: the rounding of fp32 sums, or of the row to bfloat16, 2⁻⁹ for either of the
-# two that are compared.
+# How far from the best a chosen row may be: the rounding of fp32 sums, or of the row to bfloat16. The bound is
+# 2⁻⁷, 2⁻⁸ for either of the two that are compared; no row here comes near its half.
 SHORT = {torch.float32: 2e-6, torch.bfloat16: 2**-8 + 2e-6, torch.float16: 2e-6}
 
 

@@ -50,6 +50,7 @@ def related(**change):
 # Every argument that takes rows, by its name: the function, called with something in its place.
 ROWS: dict[str, tuple[str, Callable[[object], object]]] = {
     "nt_xent z": ("z", lambda x: nt_xent(x, temperature=0.1)),
+    "nt_xent queue": ("queue", lambda x: nt_xent(z(), queue=x, temperature=0.1)),
     "info_nce query": ("query", lambda x: info_nce(x, z(), temperature=0.1)),
     "info_nce key": ("key", lambda x: info_nce(z(), x, temperature=0.1)),
     "info_nce queue": ("queue", lambda x: info_nce(z(), z(), queue=x, temperature=0.1)),
@@ -87,7 +88,7 @@ PARTNERS = ("z ", "key ", "queue ", "target ", "prototypes ", "codes ", "crop ",
 FREE = {
     "another width": {"nt_xent z", "sinkhorn scores"},
     "another device": {"nt_xent z", "sinkhorn scores"},
-    "no rows": {"info_nce queue"},
+    "no rows": {"nt_xent queue", "info_nce queue"},
 }
 
 
@@ -117,7 +118,10 @@ NUMBERS: dict[str, tuple[str, Callable[[object], object]]] = {
     "swapped_prediction": ("temperature", lambda x: swapped(temperature=x)),
     "sinkhorn": ("epsilon", lambda x: sinkhorn(z(), epsilon=x)),
     "sinkhorn_from_features": ("epsilon", lambda x: sinkhorn_from_features(z(), z(5), epsilon=x)),
-    "adapter": ("temperature", lambda x: NTXentLoss(x)(z(), z())),
+    "NTXentLoss": ("temperature", lambda x: NTXentLoss(x)(z(), z())),
+    "NTXentLoss with a bank": ("temperature", lambda x: NTXentLoss(x, (9, 4))(z(), z())),
+    "SwaVLoss": ("temperature", lambda x: SwaVLoss(x)([z(), z()], [])),
+    "SwaVLoss's codes": ("epsilon", lambda x: SwaVLoss(sinkhorn_epsilon=x)([z(), z()], [])),
 }
 
 
@@ -217,12 +221,14 @@ def test_cuda_tensors_beside_cpu_tensors(shift):
         gpu, cpu = torch.empty(8, 4, device="cuda"), torch.empty(8, 4)
         first, second = (gpu, cpu) if shift else (cpu, gpu)
         for call in (
+            lambda: nt_xent(first, queue=second, temperature=0.1),
             lambda: info_nce(first, second, temperature=0.1),
             lambda: info_nce(first, first, queue=second, temperature=0.1),
             lambda: related(online=first, target=second),
             lambda: sinkhorn(first, queue=second),
             lambda: sinkhorn_from_features(first, second),
             lambda: swapped(z=first, codes=torch.empty(2, 4, 5, device=second.device)),
+            lambda: swapped(z=first, prototypes=second, codes=torch.empty(2, 4, 5, device=first.device)),
             lambda: nearest_neighbor(first, second),
             lambda: byol_loss(first, second),
             lambda: ema_update_([first], [second], 0.5),

@@ -124,6 +124,26 @@ def test_every_operation_that_ships_kernels_is_in_the_ledger():
     assert {row["op"] for row in STORED["rows"]} == shipped
 
 
+SHIPPED = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from proof import ledger
+names = ("path", "dtype", "config")
+print(json.dumps([
+    [op, target, *(getattr(shipped, name) for name in names), shipped.kernel.fn.__name__]
+    for op in ledger.operations() for target in ledger.TARGETS for shipped in ledger._configurations(op, target)
+]))
+"""
+
+
+def test_every_configuration_that_ships_has_its_row_and_no_row_is_left_over():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SHIPPED, str(KERNELS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    stored = [[row[name] for name in ("op", "target", "path", "dtype", "config", "kernel")] for row in STORED["rows"]]
+    assert sorted(json.loads(done.stdout)) == sorted(stored)
+
+
 def test_the_table_shows_every_row():
     # The part on public kernels repeats some rows beside theirs: test_peers.py.
     table, _, _ = (KERNELS / "LEDGER.md").read_text(encoding="utf-8").partition("\n## Public kernels")

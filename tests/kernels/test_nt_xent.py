@@ -220,6 +220,30 @@ def test_autocast_lowers_products_only(dtype):
     assert relative(z.grad, exact.grad) < 5e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operation", ["nt_xent", "info_nce"])
+def test_gradients_beside_a_queue_under_autocast(operation, stored, dtype):
+    """Rows in fp32, as heads often give them, beside a queue of either dtype."""
+    queue = F.normalize(torch.randn(300, 64), dim=1).to(stored)
+    ours = views_of(100, 64, cosine=0.9).requires_grad_()
+    exact = ours.detach().double().requires_grad_()
+
+    def loss(z, rows, nt_xent, info_nce):
+        if operation == "nt_xent":
+            return nt_xent(z, queue=rows, temperature=0.2)
+        return info_nce(z[:100], z[100:].detach(), queue=rows, temperature=0.2)
+
+    expected = loss(exact, queue.double(), nt_xent_reference, info_nce_reference)
+    expected.backward()
+    with torch.autocast("cpu", dtype=dtype):
+        found = loss(ours, queue, nt_xent, info_nce)
+    found.backward()
+    assert found.dtype == ours.grad.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=2e-3)
+    assert relative(ours.grad, exact.grad) < 5e-3
+
+
 def test_the_precision_of_other_products_is_left_alone():
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     before = getattr(matmul, "fp32_precision", None)
@@ -300,6 +324,34 @@ def test_the_adapter_is_a_drop_in():
     ours = NTXentLoss(temperature=0.3, gather_distributed=False)(first, second)
     rows = torch.cat([first, second])
     assert ours.item() == pytest.approx(nt_xent_reference(rows, temperature=0.3).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, (90, 16)])
+def test_the_adapter_agrees_with_the_original(size):
+    """Loss, gradients and what the bank holds: three batches, so that the fourth replaces the first. Without a gradient
+    the bank stays as it is."""
+    lightly = pytest.importorskip("lightly.loss")
+    arguments = (0.3, size, False)
+    theirs, ours = lightly.NTXentLoss(*arguments), NTXentLoss(*arguments)
+    if size:
+        ours.queue.rows.copy_(theirs.memory_bank.bank)
+    for step in range(5):
+        first, second = torch.randn(2, 30, 16)
+        leaf, other = first.clone().requires_grad_(step != 2), first.clone().requires_grad_(step != 2)
+        expected, found = theirs(leaf, second), ours(other, second)
+        torch.testing.assert_close(found, expected)
+        if step != 2:
+            expected.backward()
+            found.backward()
+            torch.testing.assert_close(other.grad, leaf.grad)
+    if size:
+        torch.testing.assert_close(ours.queue.rows, theirs.memory_bank.bank)
+
+
+@pytest.mark.parametrize("size", [5, -1, True, (0, 4), (4,), (1, 2, 3)])
+def test_the_adapters_bank_needs_rows_and_width(size):
+    with pytest.raises(ValueError, match=r"memory_bank_size must be \(rows, width\), each at least 1, got"):
+        NTXentLoss(0.5, size)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def batches(count, rows, width=6):
 def test_it_begins_full_of_random_directions(dtype):
     queue = Queue(9000, 32, dtype=dtype)
     assert queue.rows.dtype == dtype
-    # A rounded row is as long as its rounding allows: 2⁻⁹ for bfloat16.
+    # A rounded row is as long as its rounding allows: 2⁻⁸ for bfloat16.
     assert (queue.rows.double().norm(dim=1) - 1).abs().max() <= {torch.float32: 1e-6}.get(dtype, 4e-3)
     # Uniform on the sphere: mean 0 ± 1/√(9000·32), variance 1/32 of every coordinate; no row twice.
     assert queue.rows.double().mean().abs() <= 5 / (9000 * 32) ** 0.5 / 32**0.5

@@ -54,7 +54,7 @@ def work(rank, world, port, folder):
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[1, 2, 4])
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all tests."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")

@@ -87,7 +87,7 @@ def work(rank, world, port, folder):
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[1, 2, 4])
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all cases."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
@@ -121,19 +121,20 @@ def test_ranks_agree_with_one_process(case, ranks):
 def test_an_iteration_sends_one_number_a_prototype(case, ranks):
     """And both crops together; what comes first is the number that decides how exponentials are taken."""
     for found in ranks:
-        assert found[case][2] == [1] + [2 * PROTOTYPES] * 3
+        assert found[case][2] == ([1] + [2 * PROTOTYPES] * 3 if len(ranks) > 1 else []), "one rank has nobody to tell"
 
 
 def test_all_ranks_send_the_same_whatever_their_scores(ranks):
     """A collective inside a branch that only one rank takes would hang: here one rank alone has large scores."""
     sent = [found["uneven scores"][2] for found in ranks]
     assert all(numbers == sent[0] for numbers in sent)
-    assert len(sent[0]) == 1 + 1 + 3
+    assert len(sent[0]) == (1 + 1 + 3 if len(ranks) > 1 else 0)
 
 
 def test_groups_are_taken_only_if_told(ranks):
     local, gathered = (torch.stack([found["adapter"][i] for found in ranks]) for i in (0, 1))
-    assert (local != gathered).all()
+    alone = len(ranks) == 1
+    assert (local == gathered if alone else local != gathered).all()
     for found in ranks:
-        alone, together = found["local"]
-        assert (alone - together).norm() > 1e-2 * alone.norm()
+        own, together = found["local"]
+        assert torch.equal(own, together) if alone else (own - together).norm() > 1e-2 * own.norm()

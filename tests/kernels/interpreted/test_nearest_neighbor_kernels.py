@@ -11,8 +11,8 @@ from proof.interpreter import checked, same_in_any_order
 from torch.utils._python_dispatch import TorchDispatchMode
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
-# How far from the best a chosen row may be: rounding of fp32 sums, or of the row to the dtype of the queue: twice 2⁻⁹
-# (2⁻¹²) for the two that are compared.
+# How far from the best a chosen row may be: rounding of fp32 sums, or of the row to the dtype of the queue. The bound
+# is 2⁻⁷ (2⁻¹⁰), of one rounding for either of the two that are compared; no row here comes near its half.
 SHORT = {F32: 1e-6, BF16: 2**-8, F16: 2**-11}
 SMALL = Tile(64, 32, 32, 4, 2)
 
