@@ -1,5 +1,7 @@
 """`fastssl recipes`: every method and every recipe is listed, with its constants and its source."""
 
+import pytest
+
 from fastssl import recipes
 from fastssl.cli import main
 
@@ -36,6 +38,30 @@ def test_one_method_shows_every_constant_and_what_is_known(capsys):
     assert "lars A" not in shown
     (crops,) = [line for line in shown.splitlines() if line.split()[:4] == ["imagenet-800ep", "96", "6", "0.05"]]
     assert "0.14" in crops
+    assert "0.228 – 0.224 – 0.225" in shown
+    assert "lars-eta" in shown
+
+
+def test_what_is_known_at_second_hand_is_said(capsys):
+    assert main(["recipes", "relicv2"]) == 0
+    shown = capsys.readouterr().out
+    assert "reported" in shown
+    assert "second hand" in shown
+    assert "background-removal" in shown
+    assert main(["recipes", "simclr"]) == 0
+    assert "background-removal" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", recipes.RECIPES)
+def test_every_constant_of_the_views_is_shown_or_off(method, capsys):
+    assert main(["recipes", method]) == 0
+    shown = capsys.readouterr().out
+    for config in recipes.RECIPES[method].values():
+        for view in config.augment.views:
+            for key, value in vars(view).items():
+                belongs = key.rsplit("_", 1)[0]
+                off = not value or not getattr(view, belongs, True) or key.startswith(("noise", "cutout", "background"))
+                assert key.replace("_", "-") in shown or off, key
 
 
 def test_every_method_can_be_shown(capsys):

@@ -16,12 +16,24 @@ from ..config import Config
 from ..errors import UserError
 
 COLUMNS = ("recipe", "backbone", "views", "optimizer", "peak lr", "weight decay", "batch", "epochs")
-OPTIM = ("lr", "lr_scaling", "schedule", "warmup_epochs", "warmup_start", "final_lr", "momentum", "exclude")
-VIEW = (
-    "size", "count", "scale", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale", "blur",
-    "solarize",
+OPTIM = (
+    "lr", "lr_scaling", "schedule", "milestones", "warmup_epochs", "warmup_start", "final_lr", "momentum", "lars_eta",
+    "exclude",
 )  # fmt: skip
-
+CUT = ("size", "count", "scale", "ratio", "sampler", "interpolation", "flip")
+COLOUR = (
+    "jitter", "brightness", "additive_brightness", "contrast", "saturation", "hue", "grayscale", "grayscale_first",
+    "blur", "blur_sigma", "blur_kind", "solarize", "invert",
+)  # fmt: skip
+FURTHER: dict[str, tuple[str, ...]] = {
+    "background_removal": ("background_fill",),
+    "rotation": (),
+    "noise": ("noise_sigma",),
+    "sobel": (),
+    "cutout": ("cutout_side", "cutout_fill"),
+}
+"""Operations, with their constants, that are shown where a recipe has them."""
+NETWORK = ("name", "stem", "width", "sk_ratio", "zero_init_residual")
 
 LARS = {
     "A": "the momentum buffer carries the learning rate (Google's)",
@@ -41,7 +53,8 @@ def recipes_command(args: list[str]) -> int:
     for method in args or recipes.RECIPES:
         known = recipes.RECIPES[method]
         module = sys.modules[getattr(recipes, method).__module__]
-        print(f"{method}: {(module.__doc__ or '').strip().splitlines()[0]}")
+        about = inspect.cleandoc(module.__doc__ or "")
+        print(f"{method}: {about if args else about.splitlines()[0]}", end="\n\n" if args else "\n")
         _print_table([COLUMNS, *(_row(config) for config in known.values())])
         if args:
             _print_constants(known)
@@ -53,24 +66,39 @@ def recipes_command(args: list[str]) -> int:
 
 
 def _print_constants(known: dict[str, Config]) -> None:
-    """Constants of method, optimizer and views, a row a recipe or a group of views."""
+    """Constants of method, network, optimizer and views, a row a recipe or a group of views."""
     variants = sorted({c.optim.lars_variant for c in known.values() if c.optim.name == "lars"})
     for variant in variants:
         print(f"  lars {variant}: {LARS[variant]}")
-    methods = [dataclasses.asdict(config.method) for config in known.values()]
-    if methods[0]:
-        print("\n  the method (--method.NAME VALUE)")
-        _print_table(
-            [_header(methods[0])] + [(n, *map(_word, m.values())) for n, m in zip(known, methods, strict=True)]
+    methods = [(name, dataclasses.asdict(config.method)) for name, config in known.items()]
+    if methods[0][1]:
+        _print_options("the method (--method.NAME VALUE)", methods, methods[0][1])
+    _print_options("the network (--backbone.NAME VALUE)", [(n, vars(c.backbone)) for n, c in known.items()], NETWORK)
+    _print_options("the optimizer (--optim.NAME VALUE)", [(n, vars(c.optim)) for n, c in known.items()], OPTIM)
+    views = [(name, vars(view)) for name, config in known.items() for view in config.augment.views]
+    _print_options("the crops of the views, in every recipe the first size first", views, CUT)
+    _print_options("their colours", views, COLOUR)
+    used = [switch for switch in FURTHER if any(view[switch] for _, view in views)]
+    if used:
+        _print_options("and further", views, [name for switch in used for name in (switch, *FURTHER[switch])])
+    facts = [
+        (
+            n,
+            {
+                "mean": c.augment.mean,
+                "std": c.augment.std,
+                **{f"evaluation_{k}": v for k, v in vars(c.evaluate).items()},
+            },
         )
-    optims = [dataclasses.asdict(config.optim) for config in known.values()]
-    print("\n  the optimizer (--optim.NAME VALUE)")
-    _print_table(
-        [_header(OPTIM)] + [(n, *(_word(o[key]) for key in OPTIM)) for n, o in zip(known, optims, strict=True)]
-    )
-    print("\n  the views, in every recipe the first size first")
-    groups = [(name, dataclasses.asdict(view)) for name, config in known.items() for view in config.augment.views]
-    _print_table([_header(VIEW)] + [(name, *(_word(view[key]) for key in VIEW)) for name, view in groups])
+        for n, c in known.items()
+    ]
+    _print_options("the normalisation, and the view of evaluation", facts, facts[0][1])
+
+
+def _print_options(title: str, rows: list[tuple[str, dict[str, Any]]], names: Iterable[str]) -> None:
+    names = tuple(names)
+    print(f"\n  {title}")
+    _print_table([_header(names)] + [(recipe, *(_word(values[name]) for name in names)) for recipe, values in rows])
 
 
 def _print_notes(known: dict[str, Config], module: ModuleType) -> None:

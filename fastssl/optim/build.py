@@ -50,7 +50,9 @@ class OptimConfig:
             raise UserError(f"--optim.lr must be > 0, got {self.lr}")
         if not 0 <= self.momentum < 1:
             raise UserError(f"--optim.momentum must be in [0, 1), got {self.momentum}")
-        for name in ("weight_decay", "lars_eta", "warmup_epochs", "warmup_start", "final_lr"):
+        if not 0 < self.lars_eta < math.inf:
+            raise UserError(f"--optim.lars-eta must be > 0 and finite, got {self.lars_eta}")
+        for name in ("weight_decay", "warmup_epochs", "warmup_start", "final_lr"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise UserError(f"--optim.{name.replace('_', '-')} must be >= 0, got {value}")

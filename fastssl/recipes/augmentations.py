@@ -31,7 +31,8 @@ _BYOL_VIEW = ViewSpec(
 BYOL = Augmentation(
     views=(_BYOL_VIEW, replace(_BYOL_VIEW, blur=0.1, solarize=0.2)), mean=IMAGENET_MEAN, std=IMAGENET_STD
 )
-"""BYOL's two unlike views (arXiv 2006.07733, app. B): one always blurred, one seldom but sometimes solarized."""
+"""BYOL's two unlike views (arXiv 2006.07733, app. B): one always blurred, one seldom but sometimes solarized. Contrast
+and saturation are torchvision's operations, those of the authors' code are per channel and in HSV."""
 
 _MOCO_VIEW = ViewSpec(
     size=224,

@@ -1,8 +1,9 @@
 """RELIC's and RELICv2's constants (arXiv 2010.07922 and 2201.05119).
 
 There is no official training code. The papers' own material settles BYOL's networks and views, the pairs and the
-division by (L + S)·L. Temperature, weight of the invariance, number of negatives and the target's momentum are reported
-at second hand only; they are options.
+division by (L + S)·L. Everything else is reported at second hand only, and an option: temperature, weight of the
+invariance and which side of it gets no gradient, number of negatives, predictor, the target's momentum, learning rate,
+weight decay, warm-up, epochs and batch, how many large and small crops, their scale, how often a background is removed.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Paper and code differ in two places. Weight decay: the paper says 1e-6, the command in the code's README 1e-4 (it is in
 the 100-epoch recipe, which reproduces that command). Projector: the paper has 2 layers, the later code 3 by default.
+Brightness is a factor, as in that code; the first code added an offset (`additive_brightness`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """SimCLR v2's constants (arXiv 2006.10029, section 3 and app. B): deeper and wider networks, selective kernels.
 
-Read from the paper; the authors' code is version 1's with other options, without the memory of negatives.
+The networks are those of the authors' code. Epochs, batch, learning rate, warm-up, weight decay, temperature and the
+memory of negatives, which the code does not have, are the paper's as it is known, and were not read in it again.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def draw(spec: ViewSpec, height: int = 375, width: int = 500, n: int = N, **opti
 # ------------------------------------------------------------------------------------------------------ photometric
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.2, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("name", ["flip", "jitter", "grayscale", "solarize", "invert", "blur"])
 def test_probabilities(name, p):
     params = draw(replace(SIMCLR, **{name: p}))

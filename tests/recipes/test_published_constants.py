@@ -185,13 +185,78 @@ def test_relicv2_constants():
     ]  # fmt: skip
     assert dataclasses.asdict(config.method) == {
         "temperature": 0.2, "alpha": 0.3, "negatives": 10, "self_pairs": True, "hidden": 4096, "out": 256,
-        "predictor": True, "momentum": 0.996,
+        "predictor": True, "momentum": 0.996, "stop_gradient": "second",
     }  # fmt: skip
-    optim = config.optim
-    assert (optim.lr, optim.weight_decay, optim.lars_variant) == (0.3, 1.5e-6, "B")
-    assert recipes.relic().augment == recipes.byol().augment
+    large = {**vars(recipes.byol().augment.views[0]), "count": 2, "background_removal": 0.1}
+    small = {**large, "count": 1, "size": 96, "scale": (0.05, 0.14), "background_removal": 0.0}
+    rare = {"blur": 0.1, "solarize": 0.2}
+    assert views(config) == [large, {**large, **rare}, small, {**small, **rare}]
+    assert (config.augment.mean, config.augment.std) == IMAGENET
     assert [view.background_removal for view in config.augment.views] == [0.1, 0.1, 0.0, 0.0]
     assert {view.background_fill for view in config.augment.views} == {0.0}
+
+
+def test_relic_constants():
+    config = recipes.relic()
+    assert config.augment == recipes.byol().augment
+    assert dataclasses.asdict(config.method) == {
+        "temperature": 0.1, "alpha": 1.0, "negatives": 0, "self_pairs": False, "hidden": 4096, "out": 256,
+        "predictor": False, "momentum": 0.996, "stop_gradient": "second",
+    }  # fmt: skip
+
+
+LARS = {
+    "name": "lars", "lr": 0.3, "lr_scaling": "linear", "momentum": 0.9, "weight_decay": 1e-6, "lars_variant": "B",
+    "lars_eta": 0.001, "exclude": "bias_and_norm", "schedule": "cosine", "milestones": (), "warmup_epochs": 10,
+    "warmup_start": 0.0, "final_lr": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "epochs", "peak"),
+    [
+        ("simclr", {"lars_variant": "A"}, 1000, 4.8),
+        (
+            "simclrv2",
+            {"lars_variant": "A", "lr": 0.1, "lr_scaling": "sqrt", "weight_decay": 1e-4, "warmup_epochs": 40},
+            800,
+            6.4,
+        ),
+        ("byol", {"lr": 0.2, "weight_decay": 1.5e-6}, 1000, 3.2),
+        ("nnclr", {}, 1000, 4.8),
+        ("relic", {"weight_decay": 1.5e-6}, 1000, 4.8),
+        ("relicv2", {"weight_decay": 1.5e-6}, 1000, 4.8),
+    ],
+)
+def test_optimizers_of_large_batches(method, changed, epochs, peak):
+    """All constants, and the learning rate at the start, the end of the warm-up, the middle of the cosine, the end."""
+    config = recipes.get(method)
+    assert dataclasses.asdict(config.optim) == {**LARS, **changed}
+    assert (config.train.batch_size, config.train.epochs) == (4096, epochs)
+    warmup = config.optim.warmup_epochs
+    moments = (0, warmup / 2, warmup, (warmup + epochs) / 2)
+    assert [lr(config, e, 312) for e in moments] == pytest.approx([0, peak / 2, peak, peak / 2])
+    assert 0 < lr(config, epochs - 1 / 312, 312) < 1e-9 * peak
+
+
+@pytest.mark.parametrize(("epochs", "peak"), [(40, 7.2), (100, 7.2), (300, 4.8)])
+def test_byol_learning_rates_of_shorter_runs(epochs, peak):
+    config = recipes.byol(f"imagenet-{epochs}ep")
+    moments = (0, 10, (10 + epochs) / 2)
+    assert [lr(config, e, 312) for e in moments] == pytest.approx([0, peak, peak / 2])
+    assert lr(config, epochs - 1 / 312, 312) < 1e-6 * peak
+
+
+def test_networks():
+    """ResNet-50 everywhere; Google's and DeepMind's code starts a block's last scale at zero, others' does not."""
+    zero = {"simclr", "simclrv2", "byol", "nnclr", "relic", "relicv2"}
+    for method in recipes.RECIPES:
+        assert dataclasses.asdict(recipes.get(method).backbone) == {
+            "name": "resnet50", "stem": "imagenet", "width": 1.0, "sk_ratio": 0.0, "zero_init_residual": method in zero,
+            "image_size": 0,
+        }, method  # fmt: skip
+    wider = dataclasses.asdict(recipes.simclrv2("imagenet-800ep-r50-2x-sk").backbone)
+    assert (wider["name"], wider["width"], wider["sk_ratio"]) == ("resnet50", 2.0, 0.0625)
 
 
 def test_steps_need_milestones():

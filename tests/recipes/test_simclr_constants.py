@@ -76,7 +76,9 @@ def test_cifar10_command():
     changed = {"size": 32, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0}
     assert dataclasses.asdict(view) == {**PAPER_VIEW, **changed}
     assert (config.backbone.name, config.backbone.stem) == ("resnet18", "cifar")
-    assert (config.method.temperature, config.optim.lr, config.optim.weight_decay) == (0.5, 1.0, 1e-4)
+    assert (config.method.temperature, config.method.layers) == (0.5, 3)
+    assert (config.optim.lr, config.optim.lr_scaling, config.optim.weight_decay) == (1.0, "linear", 1e-4)
+    assert config.optim.peak_lr(512) == pytest.approx(2.0)
     assert (config.train.batch_size, config.train.epochs) == (512, 1000)
 
 
