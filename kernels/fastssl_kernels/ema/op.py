@@ -79,7 +79,7 @@ def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: 
 @cache
 def descent_is_faster() -> bool:
     """Whether torch's fused descent beats its foreach interpolation here: on Xeons by 4 to 8 %, on EPYCs it loses as
-    much (`benchmarks/kernels/ema.py`)."""
+    much."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return hasattr(torch, "_fused_sgd_") and "Intel" in str(known.get("cpu_name", ""))
 
