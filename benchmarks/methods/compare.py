@@ -280,7 +280,13 @@ def main() -> None:
         "methods": {},
     }
     if file.exists():
-        samples["methods"] = json.loads(file.read_text())["methods"]
+        stored = json.loads(file.read_text())
+        for key, value in shown.items():
+            before = stored["options"].get(key, value)
+            if key != "methods" and before != value:
+                option = f"--{key.replace('_', '-')} {value}"
+                raise UserError(f"{option} does not fit {file}, whose runs had {before}: choose another --out")
+        samples["methods"] = stored["methods"]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         arguments = (options.data, options.recipe, options.minutes, options.threads, options.seed, options.knn_bank)

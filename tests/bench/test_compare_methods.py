@@ -102,6 +102,10 @@ def test_a_method_is_measured_once(tmp_path):
     assert str(data) not in page
     assert "--methods relicv2 --out FOLDER" in page
     assert (out / "curves.png").stat().st_size > 1000
+    other = subprocess.run([*command, "relicv2", "--knn-bank", "9"], capture_output=True, text=True, env=environment)
+    assert other.returncode == 2
+    assert "--knn-bank 9 does not fit" in other.stderr
+    assert "whose runs had 50000" in other.stderr
     refused = subprocess.run([*command, "simclr"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
     assert "batch_size 256 is greater than the 64 images" in refused.stderr
