@@ -22,8 +22,8 @@ OPTIM = (
 )  # fmt: skip
 CUT = ("size", "count", "scale", "ratio", "sampler", "interpolation", "flip")
 COLOUR = (
-    "jitter", "brightness", "additive_brightness", "contrast", "saturation", "hue", "grayscale", "grayscale_first",
-    "blur", "blur_sigma", "blur_kind", "solarize", "invert",
+    "jitter", "brightness", "additive_brightness", "contrast", "saturation", "hue", "color", "grayscale",
+    "grayscale_first", "blur", "blur_sigma", "blur_kind", "solarize", "invert",
 )  # fmt: skip
 FURTHER: dict[str, tuple[str, ...]] = {
     "background_removal": ("background_fill",),

@@ -1,5 +1,6 @@
-"""The colour operations of a view, as torchvision defines them: gray weights .2989, .587, .114; contrast around the
-mean of the gray image; hue in HSV; clipping after each.
+"""The colour operations of a view: gray weights .2989, .587, .114; hue in HSV; clipping after each. Contrast and
+saturation as torchvision defines them, around the mean of the gray image and towards the pixel's gray level, or as
+TensorFlow does, around each channel's mean and in HSV.
 
 Each works in place on x, float32 `[n, 3, S, S]` in [0, 1]; `amount` is float32 `[n, 1, 1]`.
 """
@@ -44,6 +45,23 @@ def _saturation(x: Tensor, amount: Tensor) -> None:
     x.mul_(amount[:, None]).add_(level[:, None]).clamp_(0, 1)
 
 
+def _channel_contrast(x: Tensor, amount: Tensor) -> None:
+    mean = x.flatten(2).mean(dim=2)[:, :, None, None]
+    x.mul_(amount[:, None]).add_(mean * (1 - amount[:, None])).clamp_(0, 1)
+
+
+def _hsv_saturation(x: Tensor, amount: Tensor) -> None:
+    """With S = chroma / value, all that changes is each channel's distance below the value: by `amount`, or by value /
+    chroma where that would make S greater than 1."""
+    red, green, blue = x[:, 0], x[:, 1], x[:, 2]
+    high = torch.maximum(red, green)
+    low = torch.minimum(red, green)
+    torch.maximum(high, blue, out=high)
+    torch.minimum(low, blue, out=low)
+    factor = torch.minimum(high / (high - low).clamp_(min=1e-20), amount)
+    x.mul_(factor[:, None]).add_((high * (1 - factor))[:, None]).clamp_(0, 1)
+
+
 def _hue(x: Tensor, amount: Tensor) -> None:
     """Turn the HSV wheel by `amount`, keeping value and chroma.
 
@@ -78,10 +96,11 @@ def _hue(x: Tensor, amount: Tensor) -> None:
 
 def jitter(x: Tensor, order: NDArray[np.int8], factors: Tensor, spec: ViewSpec) -> None:
     """The four operations in one common order; those of strength 0 change nothing and are left out."""
+    tensorflow = spec.color == "tensorflow"
     operations = (
         (_add_brightness if spec.additive_brightness else _brightness, spec.brightness),
-        (_contrast, spec.contrast),
-        (_saturation, spec.saturation),
+        (_channel_contrast if tensorflow else _contrast, spec.contrast),
+        (_hsv_saturation if tensorflow else _saturation, spec.saturation),
         (_hue, spec.hue),
     )
     for which in order.tolist():

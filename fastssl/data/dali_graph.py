@@ -7,7 +7,8 @@ function of (seed, epoch, sample, view). Where DALI's operators differ from the 
 * resize repeats the crop's outermost pixels where its filter reaches past them; the reference leaves those taps out;
 * the colour operations have one order (saturation, hue, contrast, brightness) and clip once, after the last of them
   (with additive brightness, also before it);
-* contrast pivots on level 128, not on the image's mean gray; hue turns the chroma of YIQ, not the wheel of HSV;
+* contrast pivots on level 128, not on the image's mean; saturation is the distance from the gray level, in recipes of
+  `color="tensorflow"` too; hue turns the chroma of YIQ, not the wheel of HSV;
 * grayscale is a saturation of 0, so it comes before contrast and brightness; its red weight is .299, not .2989;
 * each step rounds to 8 bits; the blur leaves out taps beyond 4 σ, which weigh 6e-5 together.
 

@@ -29,6 +29,7 @@ def packed(params: ViewParams, spec: ViewSpec, shown: NDArray[np.int64]) -> Tens
         image=torch.from_numpy(shown),
         order=torch.from_numpy(order),
         additive_brightness=spec.additive_brightness,
+        tensorflow_color=spec.color == "tensorflow",
         grayscale_first=spec.grayscale_first,
         **{name: torch.from_numpy(getattr(params, name)) for name in names},
     )

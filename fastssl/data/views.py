@@ -36,11 +36,15 @@ class ViewSpec:
     brightness: float = 0.8
     """Brightness factor is uniform in [max(0, 1 - x), 1 + x]; with `additive_brightness`, an offset in [-x, x]."""
     contrast: float = 0.8
-    """Contrast factor around the mean gray level is uniform in [max(0, 1 - x), 1 + x]."""
+    """Contrast factor is uniform in [max(0, 1 - x), 1 + x]."""
     saturation: float = 0.8
     """Saturation factor is uniform in [max(0, 1 - x), 1 + x]."""
     hue: float = 0.2
     """Hue shift is uniform in [-x, x] turns of the HSV wheel, at most 0.5."""
+    color: Literal["torchvision", "tensorflow"] = "torchvision"
+    """What contrast and saturation are. Torchvision's: distance from the view's mean gray level, and from the pixel's
+    gray level. TensorFlow's (`tf.image`), which SimCLR and BYOL were trained with: distance from each channel's own
+    mean, and S of HSV, at most 1, with hue and value kept."""
     additive_brightness: bool = False
     """Add to the brightness instead of multiplying it."""
     grayscale: float = 0.2

@@ -21,6 +21,7 @@ _BYOL_VIEW = ViewSpec(
     contrast=0.4,
     saturation=0.2,
     hue=0.1,
+    color="tensorflow",
     additive_brightness=True,
     grayscale=0.2,
     blur=1.0,
@@ -31,8 +32,8 @@ _BYOL_VIEW = ViewSpec(
 BYOL = Augmentation(
     views=(_BYOL_VIEW, replace(_BYOL_VIEW, blur=0.1, solarize=0.2)), mean=IMAGENET_MEAN, std=IMAGENET_STD
 )
-"""BYOL's two unlike views (arXiv 2006.07733, app. B): one always blurred, one seldom but sometimes solarized. Contrast
-and saturation are torchvision's operations, those of the authors' code are per channel and in HSV."""
+"""BYOL's two unlike views (arXiv 2006.07733, app. B): one always blurred, one seldom but sometimes solarized. As in
+the authors' code, brightness is an offset, contrast is a channel's own and saturation is that of HSV."""
 
 _MOCO_VIEW = ViewSpec(
     size=224,
@@ -115,6 +116,7 @@ def small_images(views: tuple[ViewSpec, ...], like: ViewSpec) -> tuple[ViewSpec,
             contrast=like.contrast,
             saturation=like.saturation,
             hue=like.hue,
+            color=like.color,
             additive_brightness=False,
             blur=0.0,
         )

@@ -2,7 +2,8 @@
 
 Paper and code differ in two places. Weight decay: the paper says 1e-6, the command in the code's README 1e-4 (it is in
 the 100-epoch recipe, which reproduces that command). Projector: the paper has 2 layers, the later code 3 by default.
-Brightness is a factor, as in that code; the first code added an offset (`additive_brightness`).
+Brightness is a factor, as in that code; the first code added an offset (`additive_brightness`). Contrast and saturation
+are TensorFlow's, which the code calls.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ IMAGENET_1000EP = Config(
                 contrast=0.8,
                 saturation=0.8,
                 hue=0.2,
+                color="tensorflow",
                 grayscale=0.2,
                 blur=0.5,
                 blur_sigma=(0.1, 2.0),
@@ -101,7 +103,15 @@ CIFAR10_SMALL = replace(
     method=SimCLRConfig(temperature=0.1, hidden=512, out=128, layers=2, init_std=0.0, reduction="mean"),
     backbone=BackboneConfig(name="resnet10", stem="cifar-s2", width=0.5, zero_init_residual=False),
     augment=Augmentation(
-        views=(replace(CIFAR10.augment.views[0], scale=(0.2, 1.0), sampler="attempts", interpolation="bilinear"),)
+        views=(
+            replace(
+                CIFAR10.augment.views[0],
+                scale=(0.2, 1.0),
+                sampler="attempts",
+                interpolation="bilinear",
+                color="torchvision",
+            ),
+        )
     ),
     optim=OptimConfig(
         name="adamw", lr=4e-3, lr_scaling="none", weight_decay=0.1, exclude="bias_and_norm", warmup_epochs=1

@@ -23,6 +23,7 @@ SPECS = [
     ViewSpec(solarize=0.3, invert=0.2),
     ViewSpec(interpolation="bilinear", blur=1.0, blur_kind="pil", blur_sigma=(0.1, 9.0), additive_brightness=True),
     ViewSpec(jitter=1.0, brightness=0.0, hue=0.5, grayscale=0.5, sampler="tensorflow"),
+    ViewSpec(jitter=1.0, color="tensorflow", saturation=3.0, grayscale=0.0),
     ViewSpec(jitter=0.0, scale=(0.01, 0.02), blur=1.0, blur_sigma=(0.01, 100.0)),
 ]
 

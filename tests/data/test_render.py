@@ -6,6 +6,7 @@ against PIL, which rounds to 8 bits after each axis; 1e-5 against torchvision's 
 
 from __future__ import annotations
 
+import colorsys
 import math
 import sys
 from dataclasses import fields, replace
@@ -184,6 +185,57 @@ def test_hue_of_all_corners_of_the_colour_cube():
     for shift in (-0.5, -0.3, -1 / 6, 0.0, 1 / 6, 0.25, 0.5):
         view = jittered(image, (1, 1, 1, shift), brightness=0, contrast=0, saturation=0, hue=0.5)[0]
         assert (view - TF.adjust_hue(chw(image[0]), shift)).abs().max() <= 1e-5
+
+
+def channel_contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """`tf.image.adjust_contrast`: distance from each channel's mean."""
+    mean = image.double().mean((1, 2), keepdim=True)
+    return ((image.double() - mean) * factor + mean).clamp(0, 1)
+
+
+def hsv_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """`tf.image.adjust_saturation`: through the HSV of Python's standard library, pixel by pixel."""
+    changed = []
+    for pixel in image.double().flatten(1).T.tolist():
+        hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+        changed.append(colorsys.hsv_to_rgb(hue, min(1.0, saturation * factor), value))
+    return torch.tensor(changed, dtype=torch.float64).T.view(image.shape)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.2, 0.9, 1.0, 1.4, 3.0])
+@pytest.mark.parametrize("operation", [channel_contrast, hsv_saturation])
+def test_tensorflows_contrast_and_saturation(operation, factor):
+    images = torch.stack([photo(24, 24, s) for s in range(3)])
+    factors = [1.0, factor, 1.0, 0.0] if operation is channel_contrast else [1.0, 1.0, factor, 0.0]
+    views = jittered(images, factors, color="tensorflow")
+    expected = torch.stack([operation(chw(image), factor) for image in images])
+    # The three neutral operations and the resampling add rounding; a factor of 3 triples it.
+    assert (views - expected).abs().max() <= 5e-5
+
+
+def test_saturation_in_hsv_of_all_corners_of_the_colour_cube():
+    """Black, gray, pure and near-equal colours: a chroma of 0, and saturations at and near 1."""
+    levels = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8)
+    image = torch.zeros(15 * 15, 3, dtype=torch.uint8)
+    image[:216] = torch.cartesian_prod(levels, levels, levels)
+    image = image.view(1, 15, 15, 3)
+    for factor in (0.0, 0.5, 1.0, 1.5, 100.0):
+        view = jittered(image, (1, 1, factor, 0), color="tensorflow", brightness=0, contrast=0, hue=0)[0]
+        # A difference of two levels that are one apart is known to 2e-5, which a factor of 100 enlarges.
+        assert (view - hsv_saturation(chw(image[0]), factor)).abs().max() <= 2e-6 * max(10, factor)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0)])
+def test_tensorflows_colour_in_any_order(order):
+    images = torch.stack([photo(20, 20, s) for s in range(2)])
+    factors = (0.15, 0.7, 1.6, -0.1)
+    steps = (lambda x, f: (x + f).clamp(0, 1), channel_contrast, hsv_saturation, TF.adjust_hue)
+    views = jittered(images, factors, order, color="tensorflow", additive_brightness=True)
+    for image, view in zip(images, views, strict=True):
+        expected = chw(image).double()
+        for which in order:
+            expected = steps[which](expected, factors[which])
+        assert (view - expected).abs().max() <= 5e-5
 
 
 def test_additive_brightness():

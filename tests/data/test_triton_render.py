@@ -19,6 +19,7 @@ SPECS = [
     ViewSpec(solarize=0.3, invert=0.2, size=24),
     ViewSpec(interpolation="bilinear", blur=1.0, blur_kind="pil", blur_sigma=(0.1, 9.0), size=17),
     ViewSpec(jitter=1.0, brightness=0.0, hue=0.5, grayscale=0.5, grayscale_first=True, size=32),
+    ViewSpec(jitter=1.0, color="tensorflow", saturation=3.0, grayscale=0.0, size=28),
     ViewSpec(additive_brightness=True, contrast=0.0, saturation=0.0, size=20),
 ]
 

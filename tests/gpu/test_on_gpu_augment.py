@@ -18,7 +18,10 @@ pytestmark = pytest.mark.gpu
 SIZES = [*RAGGED, (375, 500), (500, 200), *([(1200, 1600)] if ON_GPU else [])]
 SPECS = {
     "simclr": ViewSpec(jitter=1.0, blur=0.7, solarize=0.3, invert=0.2, hue=0.5),
-    "byol": ViewSpec(additive_brightness=True, brightness=0.4, hue=0.1, blur=1.0, solarize=0.5, sampler="clip"),
+    "byol": ViewSpec(
+        color="tensorflow", additive_brightness=True, brightness=0.4, hue=0.1, blur=1.0, solarize=0.5, sampler="clip"
+    ),
+    "tensorflow": ViewSpec(color="tensorflow", jitter=1.0, saturation=3.0, blur=0.0),
     "swav": ViewSpec(interpolation="bilinear", blur_kind="pil", blur=0.7, blur_sigma=(0.1, 9.0)),
     "moco": ViewSpec(grayscale_first=True, jitter=1.0, grayscale=0.5, blur=0.0),
 }

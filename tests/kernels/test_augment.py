@@ -21,7 +21,10 @@ from fastssl.data.views import ViewSpec
 
 SPECS = {
     "simclr": ViewSpec(sampler="tensorflow"),
-    "byol": ViewSpec(additive_brightness=True, brightness=0.4, hue=0.1, blur=1.0, solarize=0.5, sampler="clip"),
+    "byol": ViewSpec(
+        color="tensorflow", additive_brightness=True, brightness=0.4, hue=0.1, blur=1.0, solarize=0.5, sampler="clip"
+    ),
+    "tensorflow": ViewSpec(color="tensorflow", jitter=1.0, saturation=3.0, grayscale_first=True, blur=0.0),
     "swav": ViewSpec(interpolation="bilinear", blur_kind="pil", blur=0.7, blur_sigma=(0.1, 9.0), invert=0.3),
     "moco": ViewSpec(grayscale_first=True, jitter=1.0, grayscale=0.5, blur=0.0),
     "no contrast": ViewSpec(contrast=0.0, jitter=1.0, hue=0.5, grayscale=0.5),

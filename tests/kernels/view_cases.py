@@ -44,6 +44,7 @@ def pack(params: ViewParams, spec: ViewSpec, images: int) -> torch.Tensor:
         image=torch.arange(len(params)) % images,
         order=torch.tensor(order).view(-1, 4),
         additive_brightness=spec.additive_brightness,
+        tensorflow_color=spec.color == "tensorflow",
         grayscale_first=spec.grayscale_first,
         **{
             name: torch.from_numpy(getattr(params, name))

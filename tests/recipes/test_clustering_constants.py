@@ -55,10 +55,10 @@ def test_supervised():
     assert [dataclasses.asdict(view) for view in config.augment.views] == [{
         "size": 224, "count": 1, "scale": (0.08, 1.0), "ratio": (0.75, 1.3333333333333333), "sampler": "attempts",
         "interpolation": "bilinear", "flip": 0.5, "jitter": 0.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
-        "hue": 0.1, "additive_brightness": False, "grayscale": 0.0, "grayscale_first": False, "blur": 0.0,
-        "blur_sigma": (0.1, 2.0), "blur_kind": "pil", "solarize": 0.0, "invert": 0.0, "background_removal": 0.0,
-        "background_fill": 0.0, "rotation": 0.0, "noise": 0.0, "noise_sigma": (0.0, 0.1), "sobel": 0.0, "cutout": 0.0,
-        "cutout_side": (0.25, 0.5), "cutout_fill": 0.5,
+        "hue": 0.1, "color": "torchvision", "additive_brightness": False, "grayscale": 0.0, "grayscale_first": False,
+        "blur": 0.0, "blur_sigma": (0.1, 2.0), "blur_kind": "pil", "solarize": 0.0, "invert": 0.0,
+        "background_removal": 0.0, "background_fill": 0.0, "rotation": 0.0, "noise": 0.0, "noise_sigma": (0.0, 0.1),
+        "sobel": 0.0, "cutout": 0.0, "cutout_side": (0.25, 0.5), "cutout_fill": 0.5,
     }]  # fmt: skip
     assert (config.augment.mean, config.augment.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     optim = config.optim

@@ -40,8 +40,8 @@ def test_byol_views():
     first = {
         "size": 224, "count": 1, "scale": (0.08, 1.0), "ratio": (0.75, 1.3333333333333333), "sampler": "clip",
         "interpolation": "bicubic", "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
-        "hue": 0.1, "additive_brightness": True, "grayscale": 0.2, "grayscale_first": False, "blur": 1.0,
-        "blur_sigma": (0.1, 2.0), "blur_kind": "gaussian", "solarize": 0.0, "invert": 0.0, **OFF,
+        "hue": 0.1, "color": "tensorflow", "additive_brightness": True, "grayscale": 0.2, "grayscale_first": False,
+        "blur": 1.0, "blur_sigma": (0.1, 2.0), "blur_kind": "gaussian", "solarize": 0.0, "invert": 0.0, **OFF,
     }  # fmt: skip
     assert views(config) == [first, {**first, "blur": 0.1, "solarize": 0.2}]
     assert (config.augment.mean, config.augment.std) == IMAGENET
@@ -67,8 +67,8 @@ def test_moco_views():
     v2 = {
         "size": 224, "count": 2, "scale": (0.2, 1.0), "ratio": (0.75, 1.3333333333333333), "sampler": "attempts",
         "interpolation": "bilinear", "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
-        "hue": 0.1, "additive_brightness": False, "grayscale": 0.2, "grayscale_first": False, "blur": 0.5,
-        "blur_sigma": (0.1, 2.0), "blur_kind": "pil", "solarize": 0.0, "invert": 0.0, **OFF,
+        "hue": 0.1, "color": "torchvision", "additive_brightness": False, "grayscale": 0.2, "grayscale_first": False,
+        "blur": 0.5, "blur_sigma": (0.1, 2.0), "blur_kind": "pil", "solarize": 0.0, "invert": 0.0, **OFF,
     }  # fmt: skip
     assert views(recipes.mocov2()) == [v2]
     assert views(recipes.mocov1()) == [{**v2, "jitter": 1.0, "hue": 0.4, "blur": 0.0, "grayscale_first": True}]
@@ -149,8 +149,8 @@ def test_swav_views():
     large = {
         "size": 224, "count": 2, "scale": (0.14, 1.0), "ratio": (0.75, 1.3333333333333333), "sampler": "attempts",
         "interpolation": "bilinear", "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
-        "hue": 0.2, "additive_brightness": False, "grayscale": 0.2, "grayscale_first": False, "blur": 0.5,
-        "blur_sigma": (0.1, 2.0), "blur_kind": "pil", "solarize": 0.0, "invert": 0.0, **OFF,
+        "hue": 0.2, "color": "torchvision", "additive_brightness": False, "grayscale": 0.2, "grayscale_first": False,
+        "blur": 0.5, "blur_sigma": (0.1, 2.0), "blur_kind": "pil", "solarize": 0.0, "invert": 0.0, **OFF,
     }  # fmt: skip
     config = recipes.swav()
     assert views(config) == [large, {**large, "size": 96, "count": 6, "scale": (0.05, 0.14)}]

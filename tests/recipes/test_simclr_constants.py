@@ -28,6 +28,7 @@ PAPER_VIEW = {
     "contrast": 0.8,
     "saturation": 0.8,
     "hue": 0.2,
+    "color": "tensorflow",
     "additive_brightness": False,
     "grayscale": 0.2,
     "grayscale_first": False,

@@ -38,7 +38,7 @@ class _Job(ctypes.Structure):
         *((name, _POINTER) for name in ("gray", "sigma", "solarize", "invert", "out")),
         *((name, _POINTER) for name in ("turns", "noise", "key", "sobel", "cutout")),
         *((name, _INT) for name in ("count", "size", "bicubic", "pil_blur", "additive_brightness")),
-        *((name, _INT) for name in ("grayscale_first", "blur_taps")),
+        *((name, _INT) for name in ("tensorflow_color", "grayscale_first", "blur_taps")),
         *((name, _INT) for name in ("longest_height", "longest_width")),
         ("enabled", _INT * 4),
         ("mean", ctypes.c_float * 3),
@@ -54,7 +54,7 @@ def _library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
-    if library.fastssl_job_size() != ctypes.sizeof(_Job):
+    if library.fastssl_job_size() != _Job.next.offset:
         raise RuntimeError(f"{found.origin} is not of this version of fastssl: install the package again")
     return library
 
@@ -122,6 +122,7 @@ def render(
     job.size, job.blur_taps = spec.size, blur_taps(spec.size)
     job.bicubic, job.pil_blur = spec.interpolation == "bicubic", spec.blur_kind == "pil"
     job.additive_brightness, job.grayscale_first = spec.additive_brightness, spec.grayscale_first
+    job.tensorflow_color = spec.color == "tensorflow"
     job.longest_height, job.longest_width = (int(side) for side in params.box[:, 2:].max(axis=0, initial=1))
     job.enabled[:] = [int(x > 0) for x in (spec.brightness, spec.contrast, spec.saturation, spec.hue)]
     job.mean[:], job.std[:], job.cutout_fill = mean, std, spec.cutout_fill

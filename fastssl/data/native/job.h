@@ -33,7 +33,7 @@ typedef struct {
     const uint32_t *key;          /* [M, 5] three words of the noise's counters, two of their key */
     const uint8_t *sobel;         /* [M] */
     const int32_t *cutout;        /* [M, 3] top, left, side; side 0 for none */
-    int32_t count, size, bicubic, pil_blur, additive_brightness, grayscale_first, blur_taps;
+    int32_t count, size, bicubic, pil_blur, additive_brightness, tensorflow_color, grayscale_first, blur_taps;
     int32_t longest_height, longest_width; /* of any box */
     int32_t enabled[4];           /* which colour operations the recipe has */
     float mean[3], std[3], cutout_fill;

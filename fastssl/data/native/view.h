@@ -163,9 +163,9 @@ INLINE void brightness(PIXELS, float amount, int additive) {
         EACH r[p] = clip(r[p] * amount), g[p] = clip(g[p] * amount), b[p] = clip(b[p] * amount);
 }
 
-INLINE void contrast(PIXELS, float amount, float pivot) {
-    const float offset = pivot * (1.0f - amount);
-    EACH r[p] = clip(r[p] * amount + offset), g[p] = clip(g[p] * amount + offset), b[p] = clip(b[p] * amount + offset);
+INLINE void contrast(PIXELS, float amount, const float pivot[3]) {
+    const float to_r = pivot[0] * (1.0f - amount), to_g = pivot[1] * (1.0f - amount), to_b = pivot[2] * (1.0f - amount);
+    EACH r[p] = clip(r[p] * amount + to_r), g[p] = clip(g[p] * amount + to_g), b[p] = clip(b[p] * amount + to_b);
 }
 
 INLINE void saturation(PIXELS, float amount) {
@@ -174,6 +174,20 @@ INLINE void saturation(PIXELS, float amount) {
         r[p] = clip(r[p] * amount + gray);
         g[p] = clip(g[p] * amount + gray);
         b[p] = clip(b[p] * amount + gray);
+    }
+}
+
+/* S of HSV times `amount`, at most 1; see `color.py`. */
+INLINE void hsv_saturation(PIXELS, float amount) {
+    EACH {
+        float high = r[p] > g[p] ? r[p] : g[p], low = r[p] < g[p] ? r[p] : g[p];
+        high = high > b[p] ? high : b[p];
+        low = low < b[p] ? low : b[p];
+        const float most = high / at_least(high - low, 1e-20f), factor = most < amount ? most : amount;
+        const float value = high * (1.0f - factor);
+        r[p] = clip(r[p] * factor + value);
+        g[p] = clip(g[p] * factor + value);
+        b[p] = clip(b[p] * factor + value);
     }
 }
 
@@ -236,7 +250,7 @@ enum { BRIGHTNESS, CONTRAST, SATURATION, HUE };
 typedef struct {
     int operation[4], count, second; /* second: where the second visit begins; count, if there is no contrast */
     int blurred;
-    float pivot;
+    float pivot[3]; /* of contrast, a channel each */
     double total[3];
 } Plan;
 
@@ -259,7 +273,10 @@ INLINE void operate(const Job *job, int view, const Plan *made, int first, int s
         switch (made->operation[k]) {
         case BRIGHTNESS: brightness(r, g, b, n, factor[BRIGHTNESS], job->additive_brightness); break;
         case CONTRAST: contrast(r, g, b, n, factor[CONTRAST], made->pivot); break;
-        case SATURATION: saturation(r, g, b, n, factor[SATURATION]); break;
+        case SATURATION:
+            if (job->tensorflow_color) hsv_saturation(r, g, b, n, factor[SATURATION]);
+            else saturation(r, g, b, n, factor[SATURATION]);
+            break;
         default: hue(r, g, b, n, factor[HUE]);
         }
     }
@@ -424,7 +441,11 @@ TARGET void RENDER_VIEW(const Job *job, Scratch *s, int view) {
     }
     turn_view(job, view, x); /* what was done before belongs to each pixel alone */
     const double pixels = (double)area;
-    made.pivot = level((float)(made.total[0] / pixels), (float)(made.total[1] / pixels), (float)(made.total[2] / pixels));
+    for (int c = 0; c < 3; c++) made.pivot[c] = (float)(made.total[c] / pixels);
+    if (!job->tensorflow_color) {
+        const float gray = level(made.pivot[0], made.pivot[1], made.pivot[2]);
+        made.pivot[0] = made.pivot[1] = made.pivot[2] = gray;
+    }
     if (made.blurred || made.second < made.count) second_visit(job, s, view, &made, x, area);
     study_view(job, view, x);
     if (x != out) put_away(out, x, 3 * area);

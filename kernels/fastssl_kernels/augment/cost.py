@@ -84,7 +84,7 @@ class Work:
         unfinished += 2 * int(blurred.sum()) if self.pil else 0
         unfinished += 0 if self.study is None else len(self.parameters)
         finished = len(self.parameters) * 3 * self.size**2 * self.dtype.itemsize
-        return finished + unfinished * self._kept + 4 * self._side**2 * int(contrast.sum())
+        return finished + unfinished * self._kept + 12 * self._side**2 * int(contrast.sum())
 
     def loaded_bytes(self) -> int:
         views, parts = len(self.parameters), self._side**2
@@ -94,7 +94,7 @@ class Work:
         total = views * parts * (4 * (13 + sigma) + 16 * self.table) + self._source_bytes()
         if contrast:
             blocks = self._color_blocks
-            total += views * blocks * 8 + contrast * (blocks * 4 * (7 + sigma + parts) + self._kept)
+            total += views * blocks * 8 + contrast * (blocks * 4 * (7 + sigma + 3 * parts) + self._kept)
         if blurred:
             launches = 3 if self.pil else 1
             total += launches * views * parts * 4 + blurred * parts * 4 + launches * self._blur_bytes()

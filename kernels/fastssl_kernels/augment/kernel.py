@@ -1,7 +1,7 @@
 """From decoded bytes to views: the launch that resizes, and the way through the others.
 
     resize_kernel    every view: crop, resize, mirror; the colour operations that come before contrast
-    color_kernel     views with contrast: contrast, which needs the view's mean gray level, and what follows it
+    color_kernel     views with contrast: contrast, which needs the view's mean level, and what follows it
     blur_kernel      blurred views: both axes at once (three launches for PIL's three boxes)
 
 A view goes to `out` from the first of them that can finish it; until then it lies in `work` as three planes. The others
@@ -26,7 +26,6 @@ from .kernel_color import (
     SIGMA,
     adjust,
     clip,
-    gray_level,
     remove_color,
     store_planes,
     store_view,
@@ -89,7 +88,7 @@ def resize_kernel(
 ):
     """One program a block of a view. `pixels`: a table [N, 2] of address and width (TABLE), or images of one size.
 
-    partial [M · blocks]: sums of gray levels, of views with contrast.
+    partial [M, 3, blocks]: sums of the channels, of views with contrast.
     """
     side: tl.constexpr = (S + BLOCK - 1) // BLOCK
     view = tl.program_id(0) // (side * side)
@@ -157,14 +156,16 @@ def resize_kernel(
     count = tl.load(row + COUNT).to(tl.int32)
     contrast_at = tl.load(row + CONTRAST_AT).to(tl.int32)
     r, g, b = remove_color(r, g, b, (flags & 16) != 0)
-    r, g, b = adjust(r, g, b, row, 0, contrast_at, 0.0, False)
+    r, g, b = adjust(r, g, b, row, flags, 0, contrast_at, 0.0, 0.0, 0.0, False)
     m = (y < S)[:, None] & (x < S)[None, :]
     o = y[:, None] * S + x[None, :]
     place = tl.cast(view, tl.int64) * (3 * S * S)
     waits = contrast_at < count
     if waits:
-        level = tl.where(m, gray_level(r, g, b), 0.0)
-        tl.store(partial + tl.program_id(0), tl.sum(tl.sum(level, 1), 0))
+        sums = partial + (3 * view * side * side + tl.program_id(0) % (side * side))
+        tl.store(sums, tl.sum(tl.sum(tl.where(m, r, 0.0), 1), 0))
+        tl.store(sums + side * side, tl.sum(tl.sum(tl.where(m, g, 0.0), 1), 0))
+        tl.store(sums + 2 * side * side, tl.sum(tl.sum(tl.where(m, b, 0.0), 1), 0))
     else:
         r, g, b = remove_color(r, g, b, (flags & 2) != 0)
     if BLUR:

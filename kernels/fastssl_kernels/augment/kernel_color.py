@@ -1,7 +1,7 @@
 """Colour in registers: what happens to a pixel of a view whose neighbours do not matter.
 
 `color_kernel` is the second of up to three launches (see `kernel.py`): it does the views whose contrast needs the mean
-gray level of the whole view.
+level of the whole view.
 """
 
 from __future__ import annotations
@@ -52,8 +52,22 @@ def turn_hue(r, g, b, sixths):
 
 
 @triton.jit
-def adjust(r, g, b, row, begin, end, pivot, WITH_CONTRAST: tl.constexpr):
-    """The colour operations begin … end − 1 of a view, clipped after each. pivot: mean gray level before contrast."""
+def saturate(r, g, b, amount, in_hsv):
+    """Distance from the gray level times `amount`; in HSV from the greatest channel, and at most so that S is 1."""
+    if in_hsv:
+        level = tl.maximum(tl.maximum(r, g), b)
+        chroma = level - tl.minimum(tl.minimum(r, g), b)
+        factor = tl.minimum(level * (1.0 / tl.maximum(chroma, 1e-20)), amount)
+    else:
+        level = gray_level(r, g, b)
+        factor = tl.zeros_like(r) + amount
+    offset = level * (1.0 - factor)
+    return clip(r * factor + offset), clip(g * factor + offset), clip(b * factor + offset)
+
+
+@triton.jit
+def adjust(r, g, b, row, flags, begin, end, pivot_r, pivot_g, pivot_b, WITH_CONTRAST: tl.constexpr):
+    """The colour operations begin … end − 1 of a view, clipped after each. pivots: levels that contrast keeps."""
     code = tl.load(row + CODE).to(tl.int32)
     scale = tl.load(row + SCALE)
     shift = tl.load(row + SHIFT)
@@ -65,20 +79,20 @@ def adjust(r, g, b, row, begin, end, pivot, WITH_CONTRAST: tl.constexpr):
         which = (code >> (2 * slot)) & 3
         if which == 3:
             r, g, b = turn_hue(r, g, b, sixths)
+        elif which == 2:
+            r, g, b = saturate(r, g, b, saturation, (flags & 32) != 0)
         else:
-            # v ← clip(factor · v + offset), a gray level, a constant of the view, or of the recipe
-            factor = scale
-            offset = tl.zeros_like(r) + shift
-            if which == 2:
-                factor = saturation
-                offset = gray_level(r, g, b) * (1.0 - saturation)
+            # v ← clip(factor · v + offset)
+            factor, offset_r, offset_g, offset_b = scale, shift, shift, shift
             if WITH_CONTRAST:  # noqa: SIM102 (this is decided when compiling, the next when running)
                 if which == 1:
                     factor = contrast
-                    offset = tl.zeros_like(r) + pivot * (1.0 - contrast)
-            r = clip(r * factor + offset)
-            g = clip(g * factor + offset)
-            b = clip(b * factor + offset)
+                    offset_r = pivot_r * (1.0 - contrast)
+                    offset_g = pivot_g * (1.0 - contrast)
+                    offset_b = pivot_b * (1.0 - contrast)
+            r = clip(r * factor + offset_r)
+            g = clip(g * factor + offset_g)
+            b = clip(b * factor + offset_b)
     return r, g, b
 
 
@@ -122,6 +136,13 @@ def store_view(
 
 
 @triton.jit
+def view_mean(partial, PARTS: tl.constexpr, PARTS_POWER: tl.constexpr, S: tl.constexpr):
+    """Mean of one channel of a view from the sums of its blocks."""
+    part = tl.arange(0, PARTS_POWER)
+    return tl.sum(tl.load(partial + part, mask=part < PARTS, other=0.0), 0) * (1.0 / (S * S))
+
+
+@triton.jit
 def color_kernel(
     parameters,
     partial,
@@ -147,10 +168,15 @@ def color_kernel(
     count = tl.load(row + COUNT).to(tl.int32)
     begin = tl.load(row + CONTRAST_AT).to(tl.int32)
     if begin < count:
-        part = tl.arange(0, PARTS_POWER)
-        sums = tl.load(partial + view * PARTS + part, mask=part < PARTS, other=0.0)
-        pivot = tl.sum(sums, 0) * (1.0 / (S * S))
         flags = tl.load(row + FLAGS).to(tl.int32)
+        sums = partial + 3 * view * PARTS
+        pivot_r = view_mean(sums, PARTS, PARTS_POWER, S)
+        pivot_g = view_mean(sums + PARTS, PARTS, PARTS_POWER, S)
+        pivot_b = view_mean(sums + 2 * PARTS, PARTS, PARTS_POWER, S)
+        if (flags & 32) == 0:
+            pivot_r = gray_level(pivot_r, pivot_g, pivot_b)
+            pivot_g = pivot_r
+            pivot_b = pivot_r
         o = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
         m = o < S * S
         place = tl.cast(view, tl.int64) * (3 * S * S)
@@ -158,7 +184,7 @@ def color_kernel(
         r = tl.load(planes + o, mask=m, other=0.0).to(tl.float32)
         g = tl.load(planes + S * S + o, mask=m, other=0.0).to(tl.float32)
         b = tl.load(planes + 2 * S * S + o, mask=m, other=0.0).to(tl.float32)
-        r, g, b = adjust(r, g, b, row, begin, count, pivot, True)
+        r, g, b = adjust(r, g, b, row, flags, begin, count, pivot_r, pivot_g, pivot_b, True)
         r, g, b = remove_color(r, g, b, (flags & 2) != 0)
         blurred = False
         if BLUR:

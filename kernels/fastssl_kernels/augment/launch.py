@@ -54,7 +54,7 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def parts(size: int) -> int:
-    """Blocks of a view: partial sums of its gray level."""
+    """Blocks of a view: partial sums of each of its channels."""
     return triton.cdiv(size, block(size)) ** 2
 
 
@@ -147,7 +147,7 @@ class _Launches:
         count, size = self.rows.shape[0], self.size
         shape = (count if contrast or blurred else 0, 3, size, size)
         work = torch.empty(shape, dtype=work_dtype(self.out.dtype), device=self.out.device)
-        partial = torch.empty(count * parts(size) if contrast else 0, dtype=torch.float32, device=self.out.device)
+        partial = torch.empty(3 * count * parts(size) if contrast else 0, dtype=torch.float32, device=self.out.device)
         with torch.cuda.device_of(self.out):
             self._resize(work, partial)
             if contrast:

@@ -8,7 +8,7 @@ from torch import Tensor
 COLUMNS = (
     "top", "left", "height", "width",  # the crop, in pixels of the image
     "image",  # which image
-    "flags",  # FLIP + GRAY + SOLARIZE + INVERT + GRAY_FIRST
+    "flags",  # FLIP + GRAY + SOLARIZE + INVERT + GRAY_FIRST + TENSORFLOW
     "sigma",  # of the blur, in pixels of the view; 0 for none
     "code",  # the colour operations in their order, two bits each, the first one lowest
     "count",  # how many operations
@@ -19,7 +19,7 @@ COLUMNS = (
 )  # fmt: skip
 """The columns of a row of parameters, float32; the last word of 64 bytes is unused."""
 WORDS = 16
-FLIP, GRAY, SOLARIZE, INVERT, GRAY_FIRST = 1, 2, 4, 8, 16
+FLIP, GRAY, SOLARIZE, INVERT, GRAY_FIRST, TENSORFLOW = 1, 2, 4, 8, 16, 32
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # Whole numbers up to here are exact in float32.
 MOST_IMAGES = 1 << 24
@@ -41,6 +41,7 @@ def view_parameters(
     solarize: Tensor,
     invert: Tensor,
     additive_brightness: bool = False,
+    tensorflow_color: bool = False,
     grayscale_first: bool = False,
 ) -> Tensor:
     """Pack the parameters of M views, one a row, for `render_views`. All tensors are on the CPU.
@@ -57,6 +58,8 @@ def view_parameters(
         sigma: `[M]` σ (or PIL radius) of the blur in pixels of the view, 0 for none.
         solarize, invert: bool `[M]`.
         additive_brightness: brightness factors are offsets.
+        tensorflow_color: contrast is around each channel's mean and saturation in HSV, as in `tf.image`; otherwise, as
+            in torchvision, around the mean gray level and towards the pixel's gray level.
         grayscale_first: remove colour before the colour operations instead of after them.
 
     Returns:
@@ -86,6 +89,7 @@ def view_parameters(
     factors = factors.float()
     grays = (GRAY_FIRST if grayscale_first else GRAY) * gray.long()
     flags = FLIP * flip.long() + grays + SOLARIZE * solarize.long() + INVERT * invert.long()
+    flags += TENSORFLOW * tensorflow_color
     one, zero = torch.ones(rows, dtype=torch.float32), torch.zeros(rows, dtype=torch.float32)
     values = {
         "image": image,

@@ -4,7 +4,8 @@
          → grayscale (or before the colour operations) → blur, clip → solarize → invert → (x − mean) / std
 
 Resampling is PIL's and torchvision's (Keys' cubic with a = −0.5, widened by the reduction), colour is torchvision's
-(gray weights .2989, .587, .114; contrast around the mean gray level; hue in HSV). The "gaussian" blur has
+(gray weights .2989, .587, .114; contrast around the mean gray level; hue in HSV) or has the contrast and the saturation
+of `tf.image` (around each channel's mean; S of HSV). The "gaussian" blur has
 2·((S // 10) // 2) + 1 taps with reflected borders (SimCLR, arXiv 2002.05709, app. A: a tenth of the view); "pil" is
 PIL's three extended box blurs with repeated borders (Gwosdek et al., 2011).
 """
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .parameters import BRIGHTNESS, CONTRAST, FLIP, GRAY, GRAY_FIRST, INVERT, SATURATION, SOLARIZE, column
+from .parameters import BRIGHTNESS, CONTRAST, FLIP, GRAY, GRAY_FIRST, INVERT, SATURATION, SOLARIZE, TENSORFLOW, column
 from .study import add_study, study_column
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
@@ -90,7 +91,16 @@ def turn_hue(x: Tensor, sixths: float) -> Tensor:
     return torch.stack([high - chroma * share[0], low + chroma * share[1], low + chroma * share[2]])
 
 
+def scale_saturation(x: Tensor, factor: float) -> Tensor:
+    """S of HSV times `factor`, at most 1; hue and value stay."""
+    value = x.amax(0)
+    chroma = value - x.amin(0)
+    scaled = torch.minimum(chroma * factor, value)  # S · value
+    return value - (value - x) * (scaled / chroma.clamp(min=1e-20))
+
+
 def _color(x: Tensor, row: list[float]) -> Tensor:
+    tensorflow = int(row[column("flags")]) & TENSORFLOW
     code, count = int(row[column("code")]), int(row[column("count")])
     for slot in range(count):
         which = code >> (2 * slot) & 3
@@ -98,10 +108,11 @@ def _color(x: Tensor, row: list[float]) -> Tensor:
             x = x * row[column("scale")] + row[column("shift")]
         elif which == CONTRAST:
             factor = row[column("contrast")]
-            x = x * factor + gray_level(x).mean() * (1 - factor)
+            mean = x.mean((1, 2), keepdim=True) if tensorflow else gray_level(x).mean()
+            x = x * factor + mean * (1 - factor)
         elif which == SATURATION:
             factor = row[column("saturation")]
-            x = x * factor + gray_level(x) * (1 - factor)
+            x = scale_saturation(x, factor) if tensorflow else x * factor + gray_level(x) * (1 - factor)
         else:
             x = turn_hue(x, row[column("sixths")])
         x = x.clamp(0, 1)

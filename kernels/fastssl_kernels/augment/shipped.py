@@ -1,8 +1,8 @@
 """The kernels that draw views as `launch` launches them, for the ledger: views of 224 pixels, contiguous or not.
 
-A program is counted whole, every loop once: an enlarged crop and all colour operations; a blur of few taps. A crop that
-is reduced, and a blur of 11 taps on each side, run the loops over the window again. The products are small, far from
-what binds, and left out.
+A program is counted whole, every loop once: an enlarged crop and all colour operations, saturation of both kinds though
+a view has one; a blur of few taps. A crop that is reduced, and a blur of 11 taps on each side, run the loops over the
+window again. The products are small, far from what binds, and left out.
 """
 
 from __future__ import annotations

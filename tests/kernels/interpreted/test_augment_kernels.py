@@ -18,8 +18,15 @@ FLOAT = 2e-5
 SPECS = {
     "everything": ViewSpec(jitter=1.0, grayscale=0.3, blur=0.6, solarize=0.4, invert=0.3, hue=0.5),
     "byol": ViewSpec(
-        additive_brightness=True, brightness=0.4, hue=0.1, blur=1.0, blur_sigma=(0.01, 100.0), solarize=0.5
+        color="tensorflow",
+        additive_brightness=True,
+        brightness=0.4,
+        hue=0.1,
+        blur=1.0,
+        blur_sigma=(0.01, 100.0),
+        solarize=0.5,
     ),
+    "tensorflow": ViewSpec(color="tensorflow", jitter=1.0, saturation=3.0, blur=0.0),
     "swav": ViewSpec(interpolation="bilinear", scale=(0.05, 0.14), blur_kind="pil", blur=0.7, blur_sigma=(0.1, 9.0)),
     "moco": ViewSpec(grayscale_first=True, jitter=1.0, grayscale=0.5, blur=0.0),
     "no contrast": ViewSpec(contrast=0.0, jitter=1.0, blur=0.5, interpolation="bilinear"),
