@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from every_method import make, random_views, state
 from no_reading import NoReading
+from ports import free_port
 from test_finite import content
-from test_ranks import free_port
 from test_runs import rows, small
 
 import fastssl

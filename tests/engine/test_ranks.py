@@ -10,13 +10,13 @@ would decide (with them, runs of one process whose weights differ by 6e-8 part b
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ports import free_port
 from torch import nn
 
 from fastssl import recipes
@@ -151,12 +151,6 @@ def work(rank, world, port, folder, names):
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import socket
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from PIL import Image
+from ports import free_port
 
 import fastssl
 from fastssl import recipes
@@ -77,10 +77,7 @@ def work(rank, world, port, run_dir, stop, folder):
 def run(world, run_dir, stop, folder):
     """Step and global batch, in the order of the processes."""
     folder.mkdir()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(work, (world, port, str(run_dir), stop, str(folder)), nprocs=world)
+    mp.spawn(work, (world, free_port(), str(run_dir), stop, str(folder)), nprocs=world)
     parts = [dict(json.loads((folder / f"{rank}.json").read_text())) for rank in range(world)]
     assert all(list(part) == list(parts[0]) for part in parts)
     return {step: [number for part in parts for number in part[step]] for step in parts[0]}

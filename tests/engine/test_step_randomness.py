@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from ports import free_port
 from small_images import write_images
 from torch import nn
 
@@ -80,10 +80,7 @@ def work(rank, world, port, data, run_dir, stop, folder):
 def run(world, data, run_dir, stop, folder):
     """What every process drew."""
     folder.mkdir()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(work, (world, port, str(data), str(run_dir), stop, str(folder)), nprocs=world)
+    mp.spawn(work, (world, free_port(), str(data), str(run_dir), stop, str(folder)), nprocs=world)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fastssl_kernels import info_nce, nt_xent
 from fastssl_kernels.adapters import NTXentLoss
+from ports import free_port
 from torch.distributed.distributed_c10d import _resolve_process_group  # noqa: F401  (what the operators rely on)
 
 IMAGES, WIDTH, QUEUE = 12, 10, 30
@@ -106,8 +107,7 @@ def work(rank, world, port, folder):
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all cases."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    port = 29500 + os.getpid() % 400 + request.param
-    mp.spawn(work, (request.param, port, str(folder)), nprocs=request.param)
+    mp.spawn(work, (request.param, free_port(), str(folder)), nprocs=request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

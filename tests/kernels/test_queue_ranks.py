@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fastssl_kernels import Queue, nearest_neighbor
 from fastssl_kernels.adapters import NNMemoryBankModule
+from ports import free_port
 
 SIZE, WIDTH, BATCH, STEPS = 50, 8, 12, 7
 DTYPES = [torch.float32, torch.bfloat16]
@@ -58,8 +59,7 @@ def work(rank, world, port, folder):
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all tests."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    port = 29900 + os.getpid() % 400 + request.param
-    mp.spawn(work, (request.param, port, str(folder)), nprocs=request.param)
+    mp.spawn(work, (request.param, free_port(), str(folder)), nprocs=request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

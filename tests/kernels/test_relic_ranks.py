@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fastssl_kernels import relic, sample_negatives
+from ports import free_port
 
 IMAGES, WIDTH = 12, 10
 # fp32 sums in another order.
@@ -62,8 +63,7 @@ def work(rank, world, port, folder):
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all cases."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    port = 28900 + os.getpid() % 400 + request.param
-    mp.spawn(work, (request.param, port, str(folder)), nprocs=request.param)
+    mp.spawn(work, (request.param, free_port(), str(folder)), nprocs=request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

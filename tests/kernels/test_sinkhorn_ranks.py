@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from fastssl_kernels import sinkhorn, sinkhorn_from_features, swapped_prediction
 from fastssl_kernels.adapters import SwaVLoss
+from ports import free_port
 
 IMAGES, QUEUE, WIDTH, PROTOTYPES, CROPS = 12, 20, 10, 30, 3
 # fp32 sums in another order.
@@ -91,8 +92,7 @@ def work(rank, world, port, folder):
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all cases."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    port = 30100 + os.getpid() % 400 + request.param
-    mp.spawn(work, (request.param, port, str(folder)), nprocs=request.param)
+    mp.spawn(work, (request.param, free_port(), str(folder)), nprocs=request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

@@ -17,6 +17,7 @@ from fastssl_kernels.nt_xent import (
 )
 from fastssl_kernels.nt_xent.logits import Logits
 from fastssl_kernels.tile import Tile, padded_rows
+from ports import free_port
 from proof.interpreter import checked, same_in_any_order
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -334,7 +335,7 @@ def _rank(rank, folder, port):
 
 def test_ranks_share_one_gradient(tmp_path):
     """What two ranks compute averages to the gradient of one process on all rows, without talking in backward."""
-    mp.spawn(_rank, (str(tmp_path), 29900 + os.getpid() % 90), nprocs=RANKS)
+    mp.spawn(_rank, (str(tmp_path), free_port()), nprocs=RANKS)
     views, (query, key) = (part.double() for part in _inputs())
     z, query, key = (t.requires_grad_() for t in (views.flatten(0, 1), query, key))
     both = nt_xent_reference(z, temperature=0.1, queue=_queue().double())

@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from fastssl_kernels.relic import cost, launch, relic_reference
 from fastssl_kernels.relic.pairs import Pairs, padded_columns
 from fastssl_kernels.tile import Tile, padded_rows
+from ports import free_port
 from proof.interpreter import checked, same_in_any_order
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -223,7 +224,7 @@ def _rank(rank, folder, port):
 
 
 def test_ranks_share_one_gradient(tmp_path):
-    mp.spawn(_rank, (str(tmp_path), 29800 + os.getpid() % 90), nprocs=RANKS)
+    mp.spawn(_rank, (str(tmp_path), free_port()), nprocs=RANKS)
     online, target, negatives = _inputs()
     expected = []
     for drawn in (None, negatives):

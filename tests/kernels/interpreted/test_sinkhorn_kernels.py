@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fastssl_kernels.sinkhorn import cost, launch, sinkhorn_reference
 from fastssl_kernels.sinkhorn.tiles import Passes, passes_for
 from fastssl_kernels.tile import Tile
+from ports import free_port
 from proof.interpreter import checked, same_in_any_order
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -235,7 +236,7 @@ def _rank(rank, folder, port):
 
 
 def test_ranks_share_the_prototypes(tmp_path):
-    mp.spawn(_rank, (str(tmp_path), 29800 + os.getpid() % 90), nprocs=RANKS)
+    mp.spawn(_rank, (str(tmp_path), free_port()), nprocs=RANKS)
     z, queue, weights = (t.double() for t in _inputs())
     exact = [
         sinkhorn_reference(z @ weights.mT * size, queue=queue @ weights.mT * size, iterations=iterations)
