@@ -18,9 +18,11 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import shlex
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -99,6 +101,13 @@ def run(
         "last": {key: value for key, value in last.items() if isinstance(value, float)},
         "width": getattr(config.method, "out", None),
     }
+
+
+def end_with_parent() -> None:
+    """A comparison that is killed leaves no training behind that would slow down the next."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def images(data: str) -> int:
@@ -212,8 +221,9 @@ def draw(samples: Measured, file: Path) -> None:
         axis.tick_params(colors=MUTED, labelsize=7)
         for spine in axis.spines.values():
             spine.set_color(MUTED)
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
+    for place in range(len(names), len(axes)):
+        axes[place].set_visible(False)
+        axes[place - columns].tick_params(labelbottom=True)
     figure.supxlabel("minutes of training", fontsize=9, color=INK)
     figure.supylabel("kNN accuracy, %", fontsize=9, color=INK)
     figure.savefig(file, transparent=True, dpi=140)
@@ -222,6 +232,7 @@ def draw(samples: Measured, file: Path) -> None:
 def page(samples: Measured) -> str:
     options = samples["options"]
     machine = samples["environment"]["cpu"]
+    data = BUILTIN if samples["data"] == BUILTIN else "DATA"
     more = f" --seed {options['seed']}" if options.get("seed") else ""
     if options.get("knn_bank", BANK) != BANK:
         more += f" --knn-bank {options['knn_bank']}"
@@ -236,7 +247,7 @@ def page(samples: Measured) -> str:
             f"Data: {samples['data']}. {machine['model']}, {options['threads']} thread(s) a method, {options['jobs']} "
             f"methods side by side; recipe `{options['recipe']}`.",
             "",
-            f"    python benchmarks/methods/compare.py DATA --recipe {options['recipe']} --minutes "
+            f"    python benchmarks/methods/compare.py {data} --recipe {options['recipe']} --minutes "
             f"{options['minutes']:g} --threads {options['threads']} --jobs {options['jobs']}{more} --out FOLDER",
             "",
             *table(samples),
@@ -288,7 +299,9 @@ def main() -> None:
                 raise UserError(f"{option} does not fit {file}, whose runs had {before}: choose another --out")
         samples["methods"] = stored["methods"]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        options.jobs, mp_context=spawn, max_tasks_per_child=1, initializer=end_with_parent
+    ) as pool:
         arguments = (options.data, options.recipe, options.minutes, options.threads, options.seed, options.knn_bank)
 
         def submit(name: str, speed: float | None) -> Future[Measured]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -78,6 +79,32 @@ def test_a_run_whose_time_is_off_is_made_again_at_its_own_speed(script):
     )
     assert "nnclr" in known
     assert len(known) == 1
+
+
+KILLED = """
+import multiprocessing, os, signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
+sys.path.insert(0, {folder!r})
+from compare import end_with_parent
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_comparison_leaves_nothing_running(tmp_path):
+    file = tmp_path / "killed.py"
+    file.write_text(KILLED.format(folder=str(SCRIPT.parent)))
+    # The pipe closes when the last process that holds it is gone, the worker among them.
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
 
 
 @pytest.mark.slow
