@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..arithmetic import plain_arithmetic
 from ..gather import size_and_rank
 from ..nt_xent.blocked import EXCLUDED, LOWEST
 from .pairs import Pairs
@@ -47,6 +48,8 @@ class Block:
     def __init__(self, pairs: Pairs, count: int) -> None:
         self.pairs = pairs
         self.targets = [[j for j in range(pairs.large) if pairs.diagonal or i != j] for i in range(pairs.views)]
+        # A row of the gradient is then linear in the exponentials of a single prediction.
+        self.one_each = all(len(targets) == 1 for targets in self.targets) and not pairs.through_second
         rows = pairs.predictions
         self.negatives = count if one_pass(pairs, count) else max(1, min(count, NEGATIVES))
         self.images = max(1, min(pairs.batch, BLOCK // (max(rows, 1) * self.negatives)))
@@ -93,7 +96,10 @@ class Running:
         self.top = torch.full((count,), LOWEST)
 
     def add(self, flat: Tensor, logits: list[Tensor]) -> Tensor:
-        """Take in a block of logits; -> their exponentials, relative to `top` unless the maximum is known."""
+        """Take in a block of logits; -> their exponentials, relative to `top` unless the maximum is known.
+
+        They are in the second scratch block, and the differences, if there is a divergence, in the third.
+        """
         exps = self.block.views(1, self.images, flat.shape[1])[0]
         if self.known:
             if self.metrics:
@@ -108,10 +114,9 @@ class Running:
             torch.sub(flat, self.top[:, None], out=exps).exp_()
         self.total += exps.sum(1)
         if self.pairs.invariance:
-            self.difference += _differences(self.block, logits).mul_(exps).sum(1)
+            self.difference += _dot(differences(self.block, logits), exps)
         if self.metrics or (self.pairs.invariance and self.pairs.stop_gradient == "entropy"):
-            product = self.block.views(2, self.images, flat.shape[1])[0]
-            self.own += torch.mul(flat, exps, out=product).sum(1)
+            self.own += _dot(flat, exps)
         return exps
 
     def finish(self) -> Sums:
@@ -165,8 +170,14 @@ def _exclude(
             view[row, :, column] = EXCLUDED
 
 
-def _differences(block: Block, logits: list[Tensor]) -> Tensor:
-    """Logits less those of the counterpart; 0 for a view and itself."""
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a b of each row."""
+    with plain_arithmetic(torch.float32):
+        return torch.bmm(a[:, None], b[:, :, None]).view(-1)
+
+
+def differences(block: Block, logits: list[Tensor]) -> Tensor:
+    """Logits less those of the counterpart, into the third scratch block; 0 for a view and itself."""
     flat, parts = block.views(2, logits[0].shape[0], logits[0].shape[2])
     for i, j in block.each():
         out = block.at(parts, i, j)
@@ -180,7 +191,10 @@ def _differences(block: Block, logits: list[Tensor]) -> Tensor:
 def add_gradient(
     block: Block, logits: list[Tensor], columns: list[Tensor], constant: Tensor, part: slice, total: Tensor
 ) -> None:
-    """total [L + S, b, D] += Σ G column over a block, whose probabilities are in its second scratch."""
+    """total [L + S, b, D] += Σ G column over a block: probabilities in its second scratch, differences in its third.
+
+    Linear in the probabilities: those that were not divided by a row's denominator give G column times that.
+    """
     size = (total.shape[1], part.stop - part.start)
     weights = probabilities = block.views(1, *size)[1]
     if block.pairs.invariance:
@@ -195,19 +209,22 @@ def add_gradient(
 def _weights(
     block: Block, logits: list[Tensor], p: list[Tensor], out: list[Tensor], i: int, j: int, constant: Tensor
 ) -> None:
-    """G_ij of a block: p (w + c + α_log s − α_expectation s') + α_second Σ (p − p') over what has p as counterpart."""
+    """G_ij of a block: p (w + c + α_log s − α_expectation s') + α_second Σ (p − p') over what has p as counterpart.
+
+    α_log is 0 or α_expectation.
+    """
     pairs = block.pairs
     weight, mine = block.at(out, i, j), block.at(p, i, j)
     reverse = _reverse(pairs, i, j)
     base = 1.0 if i != j or pairs.self_pairs else 0.0
     base += pairs.through_second * len(reverse)
     if i != j and pairs.invariance:
-        own, other = block.at(logits, i, j), block.at(logits, *counterpart(pairs, i, j))
+        level = constant[i, j, :, None] + base
         if pairs.through_log:
-            torch.sub(own, other, out=weight)
-            torch.add(constant[i, j, :, None] + base, weight, alpha=pairs.through_log, out=weight)
+            torch.add(level, weight, alpha=pairs.through_log, out=weight)
         else:
-            torch.sub(constant[i, j, :, None] + base, other, alpha=pairs.through_expectation, out=weight)
+            other = block.at(logits, *counterpart(pairs, i, j))
+            torch.sub(level, other, alpha=pairs.through_expectation, out=weight)
         weight.mul_(mine)
     else:
         torch.mul(mine, base, out=weight)

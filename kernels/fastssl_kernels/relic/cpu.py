@@ -16,7 +16,7 @@ from ..arithmetic import plain_arithmetic
 from ..gather import gather_rows, size_and_rank
 from ..nt_xent.reference import TIE
 from ..rows import unit_rows
-from .blocks import Block, Running, Sums, add_gradient, counterpart, fill, one_pass
+from .blocks import Block, Running, Sums, add_gradient, counterpart, differences, fill, one_pass
 from .negatives import sampled_rows
 from .pairs import Pairs
 
@@ -124,12 +124,13 @@ def _at_once(
             seen = None if rounded is None else rounded[:, :, rows]
             table, per_image = _finish(running.finish(), positive[:, :, rows], seen, pairs)
             lse, constant, coefficient = table.view(3, pairs.views, pairs.large, -1)
-            lse = block.rows_of(lse)
-            if running.known:
-                exps.mul_(lse.neg().exp_()[:, None])
-            else:
-                torch.sub(flat, lse[:, None], out=exps).exp_()
+            if not running.known:
+                torch.sub(flat, block.rows_of(lse)[:, None], out=exps).exp_()
+            elif not block.one_each:
+                exps.mul_(block.rows_of(lse).neg_().exp_()[:, None])
             add_gradient(block, logits, chosen, constant, part, total[:, rows])
+            if running.known and block.one_each:
+                total[:, rows] *= block.rows_of(lse).neg_().exp_().view(pairs.views, -1, 1)
             images.append(per_image)
             coefficients.append(coefficient)
     return torch.cat(images), torch.cat(coefficients, 2), total
@@ -154,6 +155,8 @@ def _gradient(
                 flat, logits = fill(block, o, chosen, rows, part, negatives, group)
                 p = block.views(1, rows.stop - rows.start, part.stop - part.start)[0]
                 torch.sub(flat, own_lse[:, None], out=p).exp_()
+                if pairs.invariance:
+                    differences(block, logits)
                 add_gradient(block, logits, chosen, constant[:, :, rows], part, total[:, rows])
     return total
 
