@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/quick
-THREADS ?= 0
+# Files of tests that run side by side.
+JOBS ?= 2
 
 .PHONY: pretrain test lint clean
 
@@ -22,7 +23,7 @@ pretrain: $(INSTALLED)
 	else $(VENV)/bin/fastssl pretrain simclr --recipe quick --run-dir $(RUN_DIR); fi
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
