@@ -51,7 +51,7 @@ def segment(data: bytes, marker: int, number: int = 0) -> int:
         at += 2 + (data[at + 2] << 8 | data[at + 3])
 
 
-@pytest.mark.parametrize("options", PLAIN, ids=str)
+@pytest.mark.parametrize("options", PLAIN, ids=lambda options: "-".join(options))
 def test_plain_files_are_sound(options):
     header = inspect(encode(**options))
     assert (header.height, header.width, header.sound) == (33, 40, True)
