@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/quick
-# Files of tests that run side by side.
-JOBS ?= 2
+THREADS ?= 0
 
 .PHONY: pretrain test lint clean
 
@@ -23,7 +22,7 @@ pretrain: $(INSTALLED)
 	else $(VENV)/bin/fastssl pretrain simclr --recipe quick --run-dir $(RUN_DIR); fi
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(VENV)/bin/python -m pytest
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

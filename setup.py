@@ -23,7 +23,7 @@ TRAIN = [
     "safetensors>=0.4",
     "pillow>=10.3",
 ]
-TEST = ["pytest>=8.0", "pytest-xdist>=3.6", "timm>=1.0", "ruff>=0.12", "mypy>=1.11", "types-PyYAML"]
+TEST = ["pytest>=8.0", "timm>=1.0", "ruff>=0.12", "mypy>=1.11", "types-PyYAML"]
 PEERS = ["lightly==1.6.0", "timm>=1.0"]
 
 # Same bits on every machine: no contraction. The instruction set is chosen at run time, so -march has no place here.

@@ -7,8 +7,7 @@ import pytest
 import torch
 from small_images import write_images
 
-# Workers of pytest-xdist have a core each.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
