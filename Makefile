@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/quick
-THREADS ?= 0
 
 .PHONY: pretrain test lint clean
 
