@@ -100,11 +100,10 @@ if __name__ == "__main__":
 def test_a_killed_comparison_leaves_nothing_running(tmp_path):
     file = tmp_path / "killed.py"
     file.write_text(KILLED.format(folder=str(SCRIPT.parent)))
-    # The pipe closes when the last process that holds it is gone, the worker among them.
+    # This returns when the last process that holds the pipe is gone: the worker, which would sleep for ten minutes.
     done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(done.stdout), 0)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert int(done.stdout) > 0
 
 
 @pytest.mark.slow
