@@ -14,7 +14,7 @@ import yaml
 from .data.dali_graph import check_view as check_dali_view
 from .data.masks import check_masks
 from .data.study import check as check_study
-from .data.views import Augmentation, CenterCrop, ViewSpec
+from .data.views import Augmentation, CenterCrop, ViewSpec, check_words
 from .errors import UserError
 from .methods import METHODS, MethodConfig, method_name
 from .methods.simclr import SimCLRConfig
@@ -197,6 +197,7 @@ def _validate_view(spec: ViewSpec, name: str) -> None:
         value = getattr(spec, key)
         if not 0 <= value <= limit or math.isinf(value):
             raise UserError(f"{name}.{key} must be between 0 and {limit}, got {value}")
+    check_words(spec, f"{name}.")
     check_study(spec, f"{name}.")
 
 

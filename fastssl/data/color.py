@@ -50,14 +50,17 @@ def _channel_contrast(x: Tensor, amount: Tensor) -> None:
     x.mul_(amount[:, None]).add_(mean * (1 - amount[:, None])).clamp_(0, 1)
 
 
+def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Greatest and least channel of each pixel, `[n, S, S]`."""
+    red, green, blue = x[:, 0], x[:, 1], x[:, 2]
+    high, low = torch.maximum(red, green), torch.minimum(red, green)
+    return torch.maximum(high, blue, out=high), torch.minimum(low, blue, out=low)
+
+
 def _hsv_saturation(x: Tensor, amount: Tensor) -> None:
     """With S = chroma / value, all that changes is each channel's distance below the value: by `amount`, or by value /
     chroma where that would make S greater than 1."""
-    red, green, blue = x[:, 0], x[:, 1], x[:, 2]
-    high = torch.maximum(red, green)
-    low = torch.minimum(red, green)
-    torch.maximum(high, blue, out=high)
-    torch.minimum(low, blue, out=low)
+    high, low = _extremes(x)
     factor = torch.minimum(high / (high - low).clamp_(min=1e-20), amount)
     x.mul_(factor[:, None]).add_((high * (1 - factor))[:, None]).clamp_(0, 1)
 
@@ -69,10 +72,7 @@ def _hue(x: Tensor, amount: Tensor) -> None:
     are min + c · clip(2 - |h - 2|, 0, 1) and min + c · clip(2 - |h - 4|, 0, 1).
     """
     red, green, blue = x[:, 0], x[:, 1], x[:, 2]
-    high = torch.maximum(red, green)
-    low = torch.minimum(red, green)
-    torch.maximum(high, blue, out=high)
-    torch.minimum(low, blue, out=low)
+    high, low = _extremes(x)
     chroma = high - low
     scale = chroma.clamp(min=1e-20).reciprocal_()  # where the chroma is 0 so is every numerator
     if_red = (green - blue).mul_(scale)

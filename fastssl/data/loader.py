@@ -26,7 +26,7 @@ from .quarantine import Quarantine
 from .reader import Reader, RendererKind, image_sizes
 from .sources import Source
 from .study import check as check_study
-from .views import Augmentation, Views, ViewSpec
+from .views import Augmentation, Views, ViewSpec, check_words
 
 _REPLACEMENT_TRIES = 64
 _Fetched = tuple[NDArray[np.int64], torch.Tensor | list[torch.Tensor | None]]
@@ -63,6 +63,7 @@ def _check_spec(spec: ViewSpec) -> None:
         raise UserError(f"view hue must be in [0, 0.5] turns, got {spec.hue}")
     if not 0 < spec.blur_sigma[0] <= spec.blur_sigma[1]:
         raise UserError(f"view blur_sigma must satisfy 0 < least <= greatest, got {spec.blur_sigma}")
+    check_words(spec, "view ")
     check_study(spec, "view ")
 
 

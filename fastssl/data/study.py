@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import UserError
 from .color import gray
 from .counter import philox, uniforms
-from .views import ViewSpec
+from .views import ViewSpec, option_of
 
 FIRST_DRAW = 512
 """Draws of a (sample, view) from here on: rotation?, its angle, noise?, σ, Sobel?, cutout?, side, unused, y, x."""
@@ -69,21 +69,16 @@ def check(spec: ViewSpec, name: str) -> None:
     `name` says which view it is."""
     for key in ("background_removal", "rotation", "noise", "sobel", "cutout"):
         if not 0 <= getattr(spec, key) <= 1:
-            raise UserError(f"{name}{_option(key, name)} is a probability between 0 and 1, got {getattr(spec, key)}")
+            raise UserError(f"{name}{option_of(key, name)} is a probability between 0 and 1, got {getattr(spec, key)}")
     low, high = spec.noise_sigma
     if not 0 <= low <= high < float("inf"):
-        raise UserError(f"{name}{_option('noise_sigma', name)} must satisfy 0 <= low <= high, got {low} {high}")
+        raise UserError(f"{name}{option_of('noise_sigma', name)} must satisfy 0 <= low <= high, got {low} {high}")
     low, high = spec.cutout_side
     if not 0 < low <= high <= 1:
-        raise UserError(f"{name}{_option('cutout_side', name)} must satisfy 0 < low <= high <= 1, got {low} {high}")
+        raise UserError(f"{name}{option_of('cutout_side', name)} must satisfy 0 < low <= high <= 1, got {low} {high}")
     for key in ("cutout_fill", "background_fill"):
         if not 0 <= getattr(spec, key) <= 1:
-            raise UserError(f"{name}{_option(key, name)} must be between 0 and 1, got {getattr(spec, key)}")
-
-
-def _option(key: str, name: str) -> str:
-    """As it is typed, where `name` is an option of the command line."""
-    return key.replace("_", "-") if name.startswith("--") else key
+            raise UserError(f"{name}{option_of(key, name)} must be between 0 and 1, got {getattr(spec, key)}")
 
 
 def sample_study(spec: ViewSpec, *, seed: int, epoch: int, samples: ArrayLike, view: ArrayLike) -> StudyParams:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
+
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,20 @@ class ViewSpec:
     """Least and greatest side of that square as a share of the view's."""
     cutout_fill: float = 0.5
     """Level of that square before the normalisation, in [0, 1]."""
+
+
+def option_of(key: str, name: str) -> str:
+    """As it is typed, where `name` is an option of the command line."""
+    return key.replace("_", "-") if name.startswith("--") else key
+
+
+def check_words(spec: ViewSpec, name: str) -> None:
+    """Raise `UserError` for a word that names none of the kinds of `sampler`, `interpolation`, `color` or `blur_kind`;
+    `name` says whose it is. What draws a view would take it for one of them."""
+    for key, kind in get_type_hints(ViewSpec).items():
+        if get_origin(kind) is Literal and getattr(spec, key) not in get_args(kind):
+            words = ", ".join(get_args(kind))
+            raise UserError(f"{name}{option_of(key, name)} must be one of {words}, got {getattr(spec, key)!r}")
 
 
 @dataclass(frozen=True)

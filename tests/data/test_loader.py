@@ -398,6 +398,10 @@ def test_without_labels(tmp_path, make_jpeg):
         ({"max_bad_fraction": 1.5}, "max_bad_fraction must be in"),
         ({"recipe": Augmentation(())}, "at least one view"),
         ({"recipe": Augmentation((ViewSpec(size=4),))}, "view size must be at least 8 pixels, got 4"),
+        *(
+            ({"recipe": Augmentation((ViewSpec(**{key: "tf"}),))}, f"view {key} must be one of .*'tf'")
+            for key in ("sampler", "interpolation", "color", "blur_kind")
+        ),
         ({"recipe": Augmentation((ViewSpec(count=0),))}, "view count must be at least 1"),
         ({"recipe": Augmentation((ViewSpec(scale=(0.5, 0.1)),))}, "view scale must satisfy"),
         ({"recipe": Augmentation((ViewSpec(ratio=(0.0, 1.0)),))}, "view ratio must satisfy"),

@@ -104,6 +104,6 @@ int fastssl_render(Job *job, int versions) {
     return 0;
 }
 
-/* So that Python and C cannot disagree about the layout without noticing. */
-/* Where a job ends, without padding that could hide a field more. */
+/* So that Python and C cannot disagree about the layout without noticing: the place of its last field, as padding behind
+ * that could hide one field more. */
 int fastssl_job_size(void) { return (int)offsetof(Job, next); }
