@@ -26,18 +26,28 @@ TRAIN = [
 TEST = ["pytest>=8.0", "timm>=1.0", "ruff>=0.12", "mypy>=1.11", "types-PyYAML"]
 PEERS = ["lightly==1.6.0", "timm>=1.0"]
 
-# Same bits on every machine: no contraction. The instruction set is chosen at run time, so -march has no place here.
+# Instruction sets are chosen at run time, so -march has no place here.
+COMPILE = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+
+# Same bits on every machine: no contraction.
 RENDERER = Extension(
     "fastssl.data.native._render",
     sources=[f"fastssl/data/native/{name}.c" for name in ("render", "view_avx512", "view_avx2", "view_plain")],
     depends=[f"fastssl/data/native/{name}.h" for name in ("job", "view", "transpose", "study")],
-    extra_compile_args=[
-        "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only",
-        "-fno-signed-zeros",
-    ],
+    extra_compile_args=[*COMPILE, "-ffinite-math-only", "-fno-signed-zeros"],
     libraries=["m"],
     optional=True,
-)  # fmt: skip
+)
+
+LOOKUP = "kernels/fastssl_kernels/nearest_neighbor/native"
+SCANNER = Extension(
+    "fastssl_kernels.nearest_neighbor.native._scan",
+    sources=[f"{LOOKUP}/scan.c"],
+    depends=[f"{LOOKUP}/scan.h"],
+    extra_compile_args=COMPILE,
+    libraries=["m"],
+    optional=True,
+)
 
 setup(
     name="fastssl-vision",
@@ -53,7 +63,7 @@ setup(
     ],
     package_dir={"fastssl_kernels": "kernels/fastssl_kernels"},
     package_data={"fastssl": ["py.typed"], "fastssl_kernels": ["py.typed"]},
-    ext_modules=[RENDERER],
+    ext_modules=[RENDERER, SCANNER],
     install_requires=CORE,
     extras_require={"train": TRAIN, "test": TEST, "peers": PEERS},
     entry_points={"console_scripts": ["fastssl = fastssl.cli:main"]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,11 @@ def product_dtype(*tensors: Tensor) -> torch.dtype:
     return next((d for d in dtypes if d in (torch.bfloat16, torch.float16)), torch.float32)
 
 
+def capabilities() -> Mapping[str, Any]:
+    """What torch says of the processor, by name; empty for a torch that does not."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
+
 def weight_dtype(products: torch.dtype) -> torch.dtype:
     """Of the operands of Σ weight · row on the CPU.
 
@@ -28,8 +33,8 @@ def weight_dtype(products: torch.dtype) -> torch.dtype:
     ones gain more than their conversion costs. With AMX its rounding is cheap, and without instructions for bf16 such
     products are emulated: there fp32 operands stay.
     """
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    by_vectors = capabilities.get("avx512_bf16") and not capabilities.get("amx_bf16")
+    have = capabilities()
+    by_vectors = have.get("avx512_bf16") and not have.get("amx_bf16")
     return torch.bfloat16 if products == torch.bfloat16 and by_vectors else torch.float32
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from fastssl_kernels import Queue, nearest_neighbor
 from fastssl_kernels.adapters import NNMemoryBankModule
-from fastssl_kernels.nearest_neighbor import cpu, nearest_neighbor_reference
+from fastssl_kernels.nearest_neighbor import cpu, native, nearest_neighbor_reference
 from fastssl_kernels.nearest_neighbor.op import lookup
 from laws import assert_nearest
 from torch.library import opcheck
@@ -27,6 +27,14 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, params=["torch", "native"])
+def first_pass(request, monkeypatch):
+    """Every law holds with torch's products and with those of the C library, whichever this machine prefers."""
+    if request.param == "native" and not native.versions():
+        pytest.skip("no library, or no instruction set that it has code for")
+    monkeypatch.setattr(native, "preferred", lambda: request.param == "native")
 
 
 def unit(*shape, dtype=F32):

@@ -37,7 +37,8 @@ import pkgutil
 import torch
 torch.set_num_threads(1)
 for module in pkgutil.walk_packages(kernels.__path__, name + "."):
-    __import__(module.name)
+    if not module.name.endswith("._scan"):  # a plain library, loaded with ctypes
+        __import__(module.name)
 
 z = torch.randn(8, 4, requires_grad=True)
 kernels.nt_xent(z, temperature=0.5).backward()
@@ -48,6 +49,9 @@ optimizer = kernels.LARS(layer.parameters(), lr=0.1)
 layer(z).sum().backward()
 optimizer.step()
 kernels.ema_update_(list(average.parameters()), list(layer.parameters()), 0.9)
+queue = kernels.Queue(100, 4)
+queue.enqueue(z.detach())
+assert torch.equal(kernels.nearest_neighbor(z, queue).indices, torch.arange(8))
 assert z.grad.isfinite().all() and z.grad.norm() > 0
 assert all(kernels.__dict__[public] is not None for public in kernels.__all__)
 assert {m.split(".")[0] for m in sys.modules if m.startswith("fastssl")} <= {name}
@@ -55,10 +59,13 @@ print("works")
 """
 
 
-@pytest.mark.parametrize("name", ["fastssl_kernels_4f2a91", "vendored_kernels"])
-def test_a_copy_of_the_folder_works_alone(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "left_behind"), [("fastssl_kernels_4f2a91", "*.so"), ("vendored_kernels", "*.[ch]"), ("copied", "*.pyc")]
+)
+def test_a_copy_of_the_folder_works_alone(name, left_behind, tmp_path):
+    """Without its library in C, without that library's source, and whole."""
     folder = tmp_path / name
-    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("__pycache__", left_behind))
     command = [sys.executable, "-c", PROGRAM, str(folder), name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_bare_environment())
     assert done.returncode == 0, done.stderr[-3000:]
@@ -96,8 +103,8 @@ def test_the_layout_is_the_hubs():
     assert package.resolve() == SOURCE.resolve()
     endings = {f".{ending}" for ending in manifest["torch-noarch"]["pyext"]}
     needed = {f.suffix for f in SOURCE.rglob("*") if f.is_file() and "__pycache__" not in f.parts}
-    # py.typed is for type checkers of an installed package; nothing reads it at run time.
-    assert needed - {""} - {".typed"} <= endings
+    # py.typed is for type checkers of an installed package, and a library in C is faster where it is but never needed.
+    assert needed - {"", ".typed", ".c", ".h", ".so"} <= endings
 
 
 def _bare_environment() -> dict[str, str]:

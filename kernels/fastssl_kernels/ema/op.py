@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arithmetic import capabilities
 from ..check import DTYPES
 from .flat import flat, is_dense, same_order
 from .scalar import host_scalar
@@ -80,8 +81,7 @@ def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: 
 def descent_is_faster() -> bool:
     """Whether torch's fused descent beats its foreach interpolation here: on Xeons by 4 to 8 %, on EPYCs it loses as
     much."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return hasattr(torch, "_fused_sgd_") and "Intel" in str(known.get("cpu_name", ""))
+    return hasattr(torch, "_fused_sgd_") and "Intel" in str(capabilities().get("cpu_name", ""))
 
 
 def _in_memory_order(targets: list[Tensor], onlines: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:

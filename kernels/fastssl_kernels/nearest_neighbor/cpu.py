@@ -1,7 +1,8 @@
 """The operator body on the CPU: blocks of scores that stay in the cache, never a whole matrix.
 
 As on a GPU in two passes. The first keeps of every group of the queue's rows the largest score; the second computes
-the groups with the best maxima again in fp32, as exactly as `z` came: the k best rows lie in the k best groups.
+the groups with the best maxima again in fp32, as exactly as `z` came: the k best rows lie in the k best groups. For a
+bfloat16 queue the first pass is `native` in C where that is faster, which never sees more than one group of the queue.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from ..arithmetic import plain_arithmetic
 from ..rows import unit_rows
+from . import native
 
 # Rows of z and of the queue in a block of scores: 2 MB in fp32, and the block of the queue as much again at D = 512.
 ROWS, COLUMNS = 512, 1024
 # Rows of the queue in a group, which divides COLUMNS. The first pass costs the same for any; larger groups leave fewer
 # maxima to choose from, smaller ones fewer candidates.
-GROUP = 64
+GROUP = native.GROUP
 # Numbers of candidates (1 MB: larger blocks leave the cache), and of keys, that are in memory at a time.
 CANDIDATES, KEYS = 1 << 18, 1 << 19
 LAST = (1 << 32) - 1
@@ -30,8 +32,11 @@ def nearest_neighbor(z: Tensor, queue: Tensor, k: int) -> tuple[Tensor, Tensor, 
     for start in range(0, len(z), ROWS):
         rows = slice(start, start + ROWS)
         unit, _ = unit_rows(z[rows].float())
-        with plain_arithmetic(queue.dtype):
-            peaks = _peaks(unit, queue)
+        if queue.dtype == torch.bfloat16 and native.preferred():
+            peaks = native.peaks(unit, queue)
+        else:
+            with plain_arithmetic(queue.dtype):
+                peaks = _peaks(unit, queue)
         with plain_arithmetic(torch.float32):
             index[rows], similarity[rows] = _pick(unit, queue, _best_groups(peaks, k), k)
     found = queue.index_select(0, index.view(-1)).view(*index.shape, -1).to(z.dtype)

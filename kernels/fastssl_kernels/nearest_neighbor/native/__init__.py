@@ -1,0 +1,106 @@
+"""The first pass of a lookup in C, with products of 16-bit integers: twice as many a second as of floats.
+
+The library is built by setup.py where there is a C compiler. A copy of the folder without it works all the same, with
+torch's products in its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import threading
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...arithmetic import capabilities
+
+GROUP = 64
+"""Rows of the queue with one maximum, as in scan.c."""
+
+_ONE = 32767.0
+_LANES = {"avx2": 16, "avx512": 32}
+_ALONE = 1 << 23
+"""Products that one thread is quicker with than two."""
+
+
+class _Job(ctypes.Structure):
+    """`Job` of scan.c, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("unit", "queue", "peaks")),
+        *((name, ctypes.c_int64) for name in ("panels", "length", "width", "next")),
+    )
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    found = importlib.util.find_spec(f"{__name__}._scan")
+    if found is None or found.origin is None:
+        return None
+    library = ctypes.CDLL(found.origin)
+    if library.fastssl_scan_job_size() != _Job.next.offset:
+        raise RuntimeError(f"{found.origin} is not of this version of fastssl: install the package again")
+    return library
+
+
+@lru_cache(maxsize=1)
+def versions() -> tuple[str, ...]:
+    """The instruction sets that the library has code for and this machine runs, slowest first; empty without it."""
+    library = _library()
+    have = 0 if library is None else library.fastssl_scan_versions()
+    return tuple(name for bit, name in enumerate(_LANES) if have >> bit & 1)
+
+
+def preferred() -> bool:
+    """Whether this machine is faster with the library than with torch's products: not where it has matrix units."""
+    have = capabilities()
+    # Of AVX-512's floats a core multiplies as many at a time as of AVX2's integers.
+    outdone = have.get("amx_bf16") or (have.get("avx512_f") and "avx512" not in versions())
+    return bool(versions()) and not outdone
+
+
+def peaks(unit: Tensor, queue: Tensor, version: str | None = None) -> Tensor:
+    """[groups, rows] fp32: the largest score of every `GROUP` rows of the queue, of which the last may be fewer.
+
+    Args:
+        unit: fp32 [rows, D], of length one or zero.
+        queue: bfloat16 [K, D].
+        version: one of `versions()`; None for the best.
+
+    Returns:
+        Scores within √D / 32,767 times the length of a row of the queue; some number where a row is not finite.
+
+    Raises:
+        MemoryError: no memory for one group.
+    """
+    version = version or versions()[-1]
+    lanes, (rows, width) = _LANES[version], unit.shape
+    panels, pairs = -(-rows // lanes), (width + 1) // 2
+    packed = torch.zeros((panels * lanes, 2 * pairs), dtype=torch.int16)
+    packed[:rows, :width] = (unit * _ONE).round_().nan_to_num_(0.0).clamp_(-_ONE, _ONE)
+    packed = packed.view(panels, lanes, pairs, 2).transpose(1, 2).contiguous()
+    queue = queue.contiguous()
+    found = unit.new_empty((-(-len(queue) // GROUP), panels * lanes))
+    job = _Job(packed.data_ptr(), queue.data_ptr(), found.data_ptr(), panels, len(queue), width)
+    _run(job, version, min(torch.get_num_threads(), 1 + packed.numel() * len(queue) // _ALONE))
+    return found[:, :rows]
+
+
+def _run(job: _Job, version: str, threads: int) -> None:
+    """All of a job, on this thread and `threads` - 1 others."""
+    library, failed = _library(), []
+    assert library is not None
+
+    def scan() -> None:
+        failed.append(library.fastssl_scan(ctypes.byref(job), 1 << list(_LANES).index(version)))
+
+    others = [threading.Thread(target=scan) for _ in range(threads - 1)]
+    for other in others:
+        other.start()
+    scan()
+    for other in others:
+        other.join()
+    if any(failed):
+        raise MemoryError(f"no memory for {GROUP} rows of a queue of width {job.width}")

@@ -1,0 +1,73 @@
+/* The first pass of a lookup in a bfloat16 queue, in fixed point: of every group of queue rows the largest score.
+ *
+ * A processor without matrix units takes twice as many products of 16-bit integers as of floats, and sums them in 32
+ * bits without rounding. A row of length one times 32,767 keeps 15 bits below the point, where bfloat16 has 8 bits of
+ * each element. Sums cannot overflow: of rows of lengths a and b all partial sums are within a · b (Cauchy-Schwarz), and
+ * every row is brought to the length 32,767, whatever it had.
+ */
+#include <math.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#define ONE 32767.0f /* the length of a row in fixed point */
+#define GROUP 64     /* rows of the queue with one maximum */
+
+/* `Job` of __init__.py, field for field. */
+typedef struct {
+    const int16_t *unit;   /* [panels, pairs, lanes, 2]: rows of length ONE, side by side; zeros fill up */
+    const uint16_t *queue; /* [length, width] bfloat16 */
+    float *peaks;          /* [groups, panels · lanes] */
+    int64_t panels, length, width;
+    _Atomic int64_t next; /* the first group that nobody has taken */
+} Job;
+
+typedef int Scan(Job *job);
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define WIDTH 8
+#define TARGET __attribute__((target("avx2")))
+#define ROWS 4
+#define ADD_PRODUCTS(sum, a, b) (ints)_mm256_add_epi32((__m256i)(sum), _mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
+#define LARGER(a, b) (floats)_mm256_max_ps((__m256)(a), (__m256)(b))
+#define SCAN scan_avx2
+#include "scan.h"
+
+#define WIDTH 16
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vnni")))
+#define ROWS 8
+#define ADD_PRODUCTS(sum, a, b) (ints)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
+#define LARGER(a, b) (floats)_mm512_max_ps((__m512)(a), (__m512)(b))
+#define SCAN scan_avx512
+#include "scan.h"
+#endif
+
+/* Versions that this machine can run, slowest first: bits 0 AVX2, 1 AVX-512 with VNNI. Elsewhere none. */
+int fastssl_scan_versions(void) {
+    int versions = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2")) versions |= 1;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni"))
+        versions |= 2;
+#endif
+    return versions;
+}
+
+/* Take groups until none is left; any number of threads may call it with one job. 0, or 1 without memory.
+ *
+ * version: one bit of those above; the lanes of the job's panels are twice its vector's. */
+int fastssl_scan(Job *job, int version) {
+#if defined(__x86_64__)
+    return version == 2 ? scan_avx512(job) : scan_avx2(job);
+#else
+    (void)job, (void)version;
+    return 1;
+#endif
+}
+
+/* So that Python and C cannot disagree about the layout without noticing: the place of its last field. */
+int fastssl_scan_job_size(void) { return (int)offsetof(Job, next); }

@@ -1,0 +1,187 @@
+"""The first pass of a lookup in C: its scores, its rounding, its threads, and what happens where it was not built."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastssl_kernels import nearest_neighbor
+from fastssl_kernels.arithmetic import capabilities
+from fastssl_kernels.nearest_neighbor import native
+from laws import assert_nearest
+
+VERSIONS = native.versions()
+SOURCE = Path(native.__file__).parent
+
+built = pytest.mark.skipif(not VERSIONS, reason="no library, or no instruction set that it has code for")
+each_version = pytest.mark.parametrize("version", VERSIONS)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request, monkeypatch):
+    monkeypatch.setattr(native, "_ALONE", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def unit(*shape):
+    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=1).float()
+
+
+def peaks_of(z, queue):
+    """The definition, in float64."""
+    score = queue.double() @ z.double().T
+    return torch.stack([part.amax(0) for part in score.split(native.GROUP)])
+
+
+def assert_peaks(z, queue, version=None, length=1.0):
+    expected = peaks_of(z, queue)
+    found = native.peaks(z, queue, version)
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    # Half a unit of 1 / 32,767 in every element of both rows, and fp32 where the lengths are multiplied in.
+    bound = (z.shape[1] ** 0.5 / 32767 + 1e-6) * length
+    assert (found - expected).abs().max() <= bound
+
+
+def test_it_is_built_where_the_processor_has_the_instructions():
+    found = importlib.util.find_spec("fastssl_kernels.nearest_neighbor.native._scan")
+    assert bool(VERSIONS) == bool(found and capabilities().get("avx2"))
+    assert ("avx512" in VERSIONS) == bool(found and capabilities().get("avx512_vnni"))
+
+
+@built
+@each_version
+@pytest.mark.parametrize("width", [1, 2, 3, 8, 15, 16, 17, 33, 128, 256, 1000])
+@pytest.mark.parametrize(("batch", "queue"), [(1, 1), (1, 64), (15, 65), (16, 63), (17, 129), (33, 500), (70, 1027)])
+def test_the_largest_score_of_every_group(batch, queue, width, version, threads):
+    assert_peaks(unit(batch, width), unit(queue, width).bfloat16(), version, length=1 + 2**-8)
+
+
+@built
+@each_version
+def test_sums_of_the_largest_products_do_not_overflow(version):
+    """Rows along an axis, rows of equal elements, and rows that are both: every partial sum is the largest there is."""
+    for width in (1, 2, 7, 256, 4096):
+        rows = torch.cat([torch.eye(width)[:3], torch.ones(1, width) / width**0.5])
+        z = torch.cat([rows, -rows])
+        assert_peaks(z, z.bfloat16(), version, length=1 + 2**-8)
+
+
+@built
+@each_version
+@pytest.mark.parametrize("length", [1e-15, 1e-3, 0.5, 100.0, 1e15])
+def test_rows_of_other_lengths_keep_their_scores(length, version):
+    assert_peaks(unit(20, 48), (unit(300, 48) * length).bfloat16(), version, length=length * (1 + 2**-8))
+
+
+@built
+@each_version
+def test_rows_without_a_direction_score_zero(version):
+    z, queue = unit(18, 40), unit(64, 40)
+    expected = native.peaks(z, queue[:60].bfloat16(), version).clamp_min(0)
+    queue[60:] = torch.tensor([0.0, math.nan, math.inf, -math.inf])[:, None]
+    assert torch.equal(native.peaks(z, queue.bfloat16(), version), expected)
+
+
+@built
+@each_version
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_harms_no_other(bad, version):
+    z, queue = unit(40, 24), unit(200, 24).bfloat16()
+    expected = native.peaks(z, queue, version)
+    z[7] = bad
+    found = native.peaks(z, queue, version)
+    others = torch.arange(40) != 7
+    assert torch.equal(found[:, others], expected[:, others])
+
+
+@built
+def test_versions_and_threads_give_the_same_bits(threads):
+    z, queue = unit(90, 130), unit(700, 130).bfloat16()
+    torch.set_num_threads(1)
+    expected = native.peaks(z, queue, "avx2")
+    torch.set_num_threads(threads)
+    for version in VERSIONS:
+        assert torch.equal(native.peaks(z, queue, version), expected)
+
+
+@built
+@each_version
+def test_neighbours_of_every_version(version, monkeypatch):
+    peaks = native.peaks
+    monkeypatch.setattr(native, "preferred", lambda: True)
+    monkeypatch.setattr(native, "peaks", lambda z, queue: peaks(z, queue, version))
+    for k in (1, 7):
+        assert_nearest(torch.randn(600, 20), unit(3000, 20).bfloat16(), k)
+
+
+@built
+def test_the_library_answers_bfloat16_queues_only(monkeypatch):
+    asked, peaks = [], native.peaks
+    monkeypatch.setattr(native, "preferred", lambda: True)
+    monkeypatch.setattr(native, "peaks", lambda z, queue: asked.append(queue.dtype) or peaks(z, queue))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        nearest_neighbor(torch.randn(4, 8), unit(70, 8).to(dtype))
+    assert asked == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("versions", "have", "expected"),
+    [
+        ((), {}, False),
+        (("avx2",), {}, True),
+        (("avx2",), {"avx512_f": True}, False),
+        (("avx2", "avx512"), {"avx512_f": True, "avx512_bf16": True}, True),
+        (("avx2", "avx512"), {"avx512_f": True, "amx_bf16": True}, False),
+    ],
+)
+def test_it_is_taken_where_it_is_faster(versions, have, expected, monkeypatch):
+    monkeypatch.setattr(native, "versions", lambda: versions)
+    monkeypatch.setattr(native, "capabilities", lambda: have)
+    assert native.preferred() is expected
+
+
+def test_without_the_library_torch_answers(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for cached in (native._library, native.versions):
+        cached.cache_clear()
+    try:
+        assert native.versions() == ()
+        assert not native.preferred()
+        assert_nearest(torch.randn(9, 12), unit(300, 12).bfloat16(), 2)
+    finally:
+        for cached in (native._library, native.versions):
+            cached.cache_clear()
+
+
+@built
+def test_a_library_of_another_version_is_named(monkeypatch):
+    class Longer(native._Job):
+        _fields_ = (("more", native.ctypes.c_int64),)
+
+    monkeypatch.setattr(native, "_Job", type("Job", (), {"next": Longer.more}))
+    native._library.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="is not of this version of fastssl: install the package again"):
+            native._library()
+    finally:
+        native._library.cache_clear()
+
+
+def test_groups_are_those_of_the_source():
+    source = (SOURCE / "scan.c").read_text(encoding="utf-8")
+    assert int(re.search(r"#define GROUP (\d+)", source).group(1)) == native.GROUP
+    assert float(re.search(r"#define ONE ([\d.]+)f", source).group(1)) == native._ONE
