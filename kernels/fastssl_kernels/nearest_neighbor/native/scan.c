@@ -13,6 +13,7 @@
 
 #define ONE 32767.0f /* the length of a row in fixed point */
 #define GROUP 64     /* rows of the queue with one maximum */
+#define LANES 16     /* partial sums of a row's squares, so that every version has the same bits */
 
 /* `Job` of __init__.py, field for field. */
 typedef struct {

@@ -11,23 +11,26 @@
 #define shorts NAMED(shorts)
 #define store_row NAMED(store_row)
 #define largest NAMED(largest)
+#define pairs_of NAMED(pairs_of)
 
 typedef int32_t ints __attribute__((vector_size(4 * WIDTH), aligned(2), may_alias));
 typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(2), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+typedef int32_t pairs_of __attribute__((may_alias)); /* two int16 that lie side by side */
 typedef int16_t shorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 
 /* One row of the queue as integers of length ONE, `pairs` of them; returns what a unit of its products stands for. A
- * row without a direction (zeros, NaN, infinity) becomes zeros. */
+ * row without a direction (zeros, NaN, infinity) becomes zeros. Squares are summed in LANES, whatever WIDTH is. */
 TARGET static float store_row(int16_t *restrict out, const uint16_t *restrict row, int64_t width, int64_t pairs) {
-    floats squares = {0};
+    floats squares[LANES / WIDTH] = {0};
     float total = 0.0f;
     int64_t k = 0;
-    for (; k + WIDTH <= width; k += WIDTH) {
-        const floats x = (floats)(__builtin_convertvector(*(const halves *)(row + k), ints) << 16);
-        squares += x * x;
-    }
-    for (int lane = 0; lane < WIDTH; lane++) total += squares[lane];
+    for (; k + LANES <= width; k += LANES)
+        for (int v = 0; v < LANES / WIDTH; v++) {
+            const floats x = (floats)(__builtin_convertvector(*(const halves *)(row + k + v * WIDTH), ints) << 16);
+            squares[v] += x * x;
+        }
+    for (int lane = 0; lane < LANES; lane++) total += squares[lane / WIDTH][lane % WIDTH];
     for (; k < width; k++) {
         const union { uint32_t bits; float number; } x = {(uint32_t)row[k] << 16};
         total += x.number * x.number;
@@ -55,12 +58,12 @@ TARGET static void largest(
     floats top[2];
     for (int v = 0; v < 2; v++) top[v] = (floats){0} - INFINITY;
     for (int start = 0; start < count; start += ROWS) {
-        const int32_t *row[ROWS];
+        const pairs_of *row[ROWS];
         float scale[ROWS];
         ints sum[ROWS][2] = {0};
         for (int i = 0; i < ROWS; i++) {
             const int at = start + i < count ? start + i : count - 1; /* the last row again, where the group ends */
-            row[i] = (const int32_t *)rows + at * pairs;
+            row[i] = (const pairs_of *)rows + at * pairs;
             scale[i] = unit[at];
         }
         for (int64_t k = 0; k < pairs; k++) {
@@ -100,6 +103,7 @@ TARGET static int SCAN(Job *job) {
 #undef shorts
 #undef store_row
 #undef largest
+#undef pairs_of
 #undef NAMED
 #undef JOINED
 #undef JOIN
