@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,22 +121,56 @@ def test_versions_and_threads_give_the_same_bits(threads):
 
 @built
 @each_version
+@pytest.mark.parametrize("width", [1, 7, 15, 16, 17, 32, 130])
+@pytest.mark.parametrize(("rows", "count", "queue"), [(1, 1, 1), (5, 64, 90), (40, 3, 200)])
+def test_scores_of_chosen_rows(rows, count, queue, width, version, threads):
+    z, stored = torch.randn(rows, width), torch.randn(queue, width).bfloat16()
+    place = torch.randint(queue, (rows, count))
+    expected = torch.einsum("rd,rcd->rc", z.double(), stored[place].double())
+    size = torch.einsum("rd,rcd->rc", z.double().abs(), stored[place].double().abs())
+    found = native.scores(z, stored, place, version)
+    assert found.shape == (rows, count)
+    # Every sum goes through at most 16 lanes and as many additions as a lane has products.
+    assert ((found - expected).abs() <= (width / 16 + 18) * 2**-24 * size).all()
+    assert torch.equal(found, native.scores(z, stored, place, "avx2"))
+
+
+@built
+def test_views_of_rows_are_read_as_they_are(threads):
+    z, queue = unit(6, 24), unit(200, 24).bfloat16()
+    wide = torch.zeros(200, 41, dtype=torch.bfloat16)
+    wide[:, 3:27] = queue
+    shifted = torch.cat([torch.zeros(1, dtype=torch.bfloat16), queue.flatten()])[1:].view(200, 24)
+    place = torch.arange(12).view(2, 6).T
+    for view in (wide[:, 3:27], shifted, queue.T.contiguous().T):
+        assert torch.equal(native.peaks(z, view), native.peaks(z, queue))
+        assert torch.equal(native.scores(z.T.contiguous().T, view, place), native.scores(z, queue, place))
+
+
+@built
+@each_version
 def test_neighbours_of_every_version(version, monkeypatch):
-    peaks = native.peaks
     monkeypatch.setattr(native, "preferred", lambda: True)
-    monkeypatch.setattr(native, "peaks", lambda z, queue: peaks(z, queue, version))
+    monkeypatch.setattr(native, "versions", lambda: (version,))
     for k in (1, 7):
         assert_nearest(torch.randn(600, 20), unit(3000, 20).bfloat16(), k)
 
 
 @built
 def test_the_library_answers_bfloat16_queues_only(monkeypatch):
-    asked, peaks = [], native.peaks
+    asked, run = [], native._run
     monkeypatch.setattr(native, "preferred", lambda: True)
-    monkeypatch.setattr(native, "peaks", lambda z, queue: asked.append(queue.dtype) or peaks(z, queue))
+    monkeypatch.setattr(native, "_run", lambda function, *rest: asked.append(function) or run(function, *rest))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         nearest_neighbor(torch.randn(4, 8), unit(70, 8).to(dtype))
-    assert asked == [torch.bfloat16]
+        assert asked == (["fastssl_scan", "fastssl_score"] if dtype == torch.bfloat16 else [])
+
+
+@built
+def test_no_memory_is_said(monkeypatch):
+    monkeypatch.setattr(native, "_library", lambda: SimpleNamespace(fastssl_scan=lambda job, version: 1))
+    with pytest.raises(MemoryError, match="no memory for 64 rows of a queue of width 8"):
+        native.peaks(unit(2, 8), unit(70, 8).bfloat16(), VERSIONS[0])
 
 
 @pytest.mark.parametrize(

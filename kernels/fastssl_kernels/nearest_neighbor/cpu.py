@@ -2,7 +2,7 @@
 
 As on a GPU in two passes. The first keeps of every group of the queue's rows the largest score; the second computes
 the groups with the best maxima again in fp32, as exactly as `z` came: the k best rows lie in the k best groups. For a
-bfloat16 queue the first pass is `native` in C where that is faster, which never sees more than one group of the queue.
+bfloat16 queue the passes are `native` in C, the first where that is faster, and see one group of the queue at a time.
 """
 
 from __future__ import annotations
@@ -72,17 +72,28 @@ def _best_groups(peaks: Tensor, k: int) -> Tensor:
 
 def _pick(unit: Tensor, queue: Tensor, groups: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Index and similarity [rows, k] of the best rows in `groups` [rows, .], nearest first."""
-    step = max(1, CANDIDATES // (groups.shape[1] * GROUP * unit.shape[1]))
+    step = max(1, KEYS // (groups.shape[1] * GROUP))
     found = []
     for some, part in zip(groups.split(step), unit.split(step), strict=True):
         place = (some[:, :, None] * GROUP + torch.arange(GROUP)).flatten(1)
         real = place < len(queue)
         place.clamp_(max=len(queue) - 1)
-        candidates = queue.index_select(0, place.view(-1)).view(*place.shape, -1).float()
-        keys = _keys(torch.bmm(candidates, part[:, :, None]).squeeze(2), place).masked_fill_(~real, LEAST)
+        keys = _keys(_scores(part, queue, place), place).masked_fill_(~real, LEAST)
         found.append(keys.topk(k, 1).values)
     keys = torch.cat(found)
     return _place_of(keys), _monotone((keys >> 32).int()).view(torch.float32)
+
+
+def _scores(unit: Tensor, queue: Tensor, place: Tensor) -> Tensor:
+    """[rows, count] fp32: similarities of each row with rows `place` [rows, count] of the queue."""
+    if queue.dtype == torch.bfloat16 and native.versions():
+        return native.scores(unit, queue, place)
+    found = []
+    step = max(1, CANDIDATES // (place.shape[1] * unit.shape[1]))
+    for some, part in zip(place.split(step), unit.split(step), strict=True):
+        candidates = queue.index_select(0, some.view(-1)).view(*some.shape, -1).float()
+        found.append(torch.bmm(candidates, part[:, :, None]).squeeze(2))
+    return torch.cat(found)
 
 
 def _keys(score: Tensor, place: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The first pass of a lookup in C, with products of 16-bit integers: twice as many a second as of floats.
+"""Both passes of a lookup in C: the first with products of 16-bit integers, nearly twice as many a second as of floats.
 
 The library is built by setup.py where there is a C compiler. A copy of the folder without it works all the same, with
 torch's products in its place.
@@ -25,6 +25,15 @@ _ALONE = 1 << 23
 """Products that one thread is quicker with than two."""
 
 
+class _Pick(ctypes.Structure):
+    """`Pick` of scan.c, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("unit", "queue", "place", "score")),
+        *((name, ctypes.c_int64) for name in ("rows", "count", "width", "next")),
+    )
+
+
 class _Job(ctypes.Structure):
     """`Job` of scan.c, field for field."""
 
@@ -40,7 +49,7 @@ def _library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
-    if library.fastssl_scan_job_size() != _Job.next.offset:
+    if library.fastssl_scan_job_size() != _Job.next.offset + 1000 * _Pick.next.offset:
         raise RuntimeError(f"{found.origin} is not of this version of fastssl: install the package again")
     return library
 
@@ -84,22 +93,43 @@ def peaks(unit: Tensor, queue: Tensor, version: str | None = None) -> Tensor:
     queue = queue.contiguous()
     found = unit.new_empty((-(-len(queue) // GROUP), panels * lanes))
     job = _Job(packed.data_ptr(), queue.data_ptr(), found.data_ptr(), panels, len(queue), width)
-    _run(job, version, min(torch.get_num_threads(), 1 + packed.numel() * len(queue) // _ALONE))
+    _run("fastssl_scan", job, version, packed.numel() * len(queue))
     return found[:, :rows]
 
 
-def _run(job: _Job, version: str, threads: int) -> None:
-    """All of a job, on this thread and `threads` - 1 others."""
-    library, failed = _library(), []
-    assert library is not None
+def scores(unit: Tensor, queue: Tensor, place: Tensor, version: str | None = None) -> Tensor:
+    """[rows, count] fp32: inner products of each row with some rows of the queue, sums in fp32.
 
-    def scan() -> None:
-        failed.append(library.fastssl_scan(ctypes.byref(job), 1 << list(_LANES).index(version)))
+    Args:
+        unit: fp32 [rows, D].
+        queue: bfloat16 [K, D].
+        place: int64 [rows, count], from 0 to K - 1.
+        version: as in `peaks`.
+    """
+    unit, queue, place = unit.contiguous(), queue.contiguous(), place.contiguous()
+    found = unit.new_empty(place.shape)
+    pointers = (tensor.data_ptr() for tensor in (unit, queue, place, found))
+    _run(
+        "fastssl_score",
+        _Pick(*pointers, *place.shape, unit.shape[1]),
+        version or versions()[-1],
+        place.numel() * unit.shape[1],
+    )
+    return found
 
-    others = [threading.Thread(target=scan) for _ in range(threads - 1)]
+
+def _run(function: str, job: _Job | _Pick, version: str, products: int) -> None:
+    """All of a job of so many products, on this thread and others."""
+    run, failed = getattr(_library(), function), []
+    threads = min(torch.get_num_threads(), 1 + products // _ALONE)
+
+    def work() -> None:
+        failed.append(run(ctypes.byref(job), 1 << list(_LANES).index(version)))
+
+    others = [threading.Thread(target=work) for _ in range(threads - 1)]
     for other in others:
         other.start()
-    scan()
+    work()
     for other in others:
         other.join()
     if any(failed):

@@ -18,6 +18,8 @@ typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(2), may_alia
 typedef uint16_t halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 typedef int32_t pairs_of __attribute__((may_alias)); /* two int16 that lie side by side */
 typedef int16_t shorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+/* WIDTH numbers of a row of the queue. */
+#define WIDENED(p) ((floats)(__builtin_convertvector(*(const halves *)(p), ints) << 16))
 
 /* One row of the queue as integers of length ONE, `pairs` of them; returns what a unit of its products stands for. A
  * row without a direction (zeros, NaN, infinity) becomes zeros. Squares are summed in LANES, whatever WIDTH is. */
@@ -27,26 +29,20 @@ TARGET static float store_row(int16_t *restrict out, const uint16_t *restrict ro
     int64_t k = 0;
     for (; k + LANES <= width; k += LANES)
         for (int v = 0; v < LANES / WIDTH; v++) {
-            const floats x = (floats)(__builtin_convertvector(*(const halves *)(row + k + v * WIDTH), ints) << 16);
+            const floats x = WIDENED(row + k + v * WIDTH);
             squares[v] += x * x;
         }
     for (int lane = 0; lane < LANES; lane++) total += squares[lane / WIDTH][lane % WIDTH];
-    for (; k < width; k++) {
-        const union { uint32_t bits; float number; } x = {(uint32_t)row[k] << 16};
-        total += x.number * x.number;
-    }
+    for (; k < width; k++) total += widened(row[k]) * widened(row[k]);
     const float length = sqrtf(total);
     const int real = length > 0.0f && length < INFINITY;
     const float up = real ? ONE / length : 0.0f;
     /* In 1.5 · 2^23 + x the low bits are those of x as an integer, rounded to nearest. */
     const float magic = 12582912.0f;
-    for (k = 0; real && k + WIDTH <= width; k += WIDTH) {
-        const floats x = (floats)(__builtin_convertvector(*(const halves *)(row + k), ints) << 16);
-        *(shorts *)(out + k) = __builtin_convertvector((ints)(x * up + magic), shorts);
-    }
+    for (k = 0; real && k + WIDTH <= width; k += WIDTH)
+        *(shorts *)(out + k) = __builtin_convertvector((ints)(WIDENED(row + k) * up + magic), shorts);
     for (k = real ? k : 0; k < 2 * pairs; k++) {
-        union { uint32_t bits; float number; } x = {k < width && real ? (uint32_t)row[k] << 16 : 0};
-        x.number = x.number * up + magic;
+        const union { float number; uint32_t bits; } x = {(k < width && real ? widened(row[k]) : 0.0f) * up + magic};
         out[k] = (int16_t)x.bits;
     }
     return real ? length / (ONE * ONE) : 0.0f;
@@ -66,6 +62,7 @@ TARGET static void largest(
             row[i] = (const pairs_of *)rows + at * pairs;
             scale[i] = unit[at];
         }
+#pragma GCC unroll 4
         for (int64_t k = 0; k < pairs; k++) {
             const ints *own = (const ints *)(panel + k * 4 * WIDTH);
             for (int i = 0; i < ROWS; i++) {
@@ -97,6 +94,24 @@ TARGET static int SCAN(Job *job) {
     return 0;
 }
 
+TARGET static void SCORE(Pick *job) {
+    for (int64_t row; (row = atomic_fetch_add(&job->next, 1)) < job->rows;) {
+        const float *unit = job->unit + row * job->width;
+        for (int64_t i = row * job->count; i < (row + 1) * job->count; i++) {
+            const uint16_t *other = job->queue + job->place[i] * job->width;
+            floats sums[LANES / WIDTH] = {0};
+            float total = 0.0f;
+            int64_t k = 0;
+            for (; k + LANES <= job->width; k += LANES)
+                for (int v = 0; v < LANES / WIDTH; v++)
+                    sums[v] += *(const floats *)(unit + k + v * WIDTH) * WIDENED(other + k + v * WIDTH);
+            for (int lane = 0; lane < LANES; lane++) total += sums[lane / WIDTH][lane % WIDTH];
+            for (; k < job->width; k++) total += unit[k] * widened(other[k]);
+            job->score[i] = total;
+        }
+    }
+}
+
 #undef ints
 #undef floats
 #undef halves
@@ -113,3 +128,5 @@ TARGET static int SCAN(Job *job) {
 #undef ADD_PRODUCTS
 #undef LARGER
 #undef SCAN
+#undef SCORE
+#undef WIDENED
