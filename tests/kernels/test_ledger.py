@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,55 @@ def test_every_configuration_that_ships_has_its_row_and_no_row_is_left_over():
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     stored = [[row[name] for name in ("op", "target", "path", "dtype", "config", "kernel")] for row in STORED["rows"]]
     assert sorted(json.loads(done.stdout)) == sorted(stored)
+
+
+# Tables of tiles: operation, name of its function, kernels that it knows, numbers of columns that it asks for.
+TILES = """
+import importlib, itertools, json, sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from proof.ledger import TARGETS
+
+TABLES = [
+    ("nearest_neighbor", "tile_for", [()], [()]),
+    ("nt_xent", "tile_for", [(k,) for k in ("triangle", "rectangle", "attraction", "gradient", "gradient-few")], [()]),
+    ("relic", "tile_for", [("sums",), ("gradient",)], [(4096,), (16,)]),
+    ("sinkhorn", "product_tile", [()], [()]),
+    ("swapped_prediction", "tile_for", [("codes",), ("predict",), ("prototypes",)], [()]),
+]
+
+def left_out(op, function, kernels, columns, target):
+    given = getattr(importlib.import_module(f"fastssl_kernels.{op}.tiles"), function)
+    shipped, compiled = importlib.import_module(f"fastssl_kernels.{op}.shipped"), set()
+
+    def observed(*arguments):
+        kernel = arguments[:1] if isinstance(arguments[0], str) else ()
+        dtype = next(a for a in arguments if isinstance(a, torch.dtype))
+        compiled.add((kernel, dtype.itemsize, given(*arguments)))
+        return given(*arguments)
+
+    setattr(shipped, function, observed)
+    shipped.configurations(target)
+    for kernel, dtype, width, some in itertools.product(kernels, (torch.bfloat16, torch.float32), WIDTHS, columns):
+        tile = given(*kernel, width, dtype, target, *some)
+        if (kernel, dtype.itemsize, tile) not in compiled:
+            yield [op, target, *kernel, str(dtype), width, *some, str(tile)]
+    setattr(shipped, function, given)
+
+WIDTHS = (128, 256, 512, 1024)
+print(json.dumps([row for table in TABLES for target in TARGETS for row in left_out(*table, target)]))
+"""
+
+
+def test_every_tile_of_every_table_has_a_row():
+    """A tile that nobody compiled hid a spill in the hot loop, and another one logits that were computed twice."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", TILES, str(KERNELS)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert json.loads(done.stdout) == []
+    with_tables = {path.parent.name for path in KERNELS.glob("fastssl_kernels/*/tiles.py")}
+    assert with_tables == set(re.findall(r'^    \("(\w+)"', TILES, re.MULTILINE))
 
 
 def test_the_table_shows_every_row():

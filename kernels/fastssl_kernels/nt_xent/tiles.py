@@ -79,7 +79,7 @@ _TABLE = {
     ("sm_100", 2, "wide"): {**dict.fromkeys(_KERNELS, Tile(128, 64, 128, 8, 2)), "triangle": Tile(128, 128, 128, 8, 2)},
     ("sm_100", 4, "narrow"): {
         "triangle": Tile(64, 64, 128, 4, 2),
-        "rectangle": Tile(64, 64, 128, 4, 2),
+        "rectangle": Tile(128, 64, 64, 8, 2),
         "attraction": Tile(64, 64, 64, 8, 2),
         "gradient": Tile(64, 64, 64, 8, 2),
         "gradient-few": Tile(64, 64, 64, 8, 2),

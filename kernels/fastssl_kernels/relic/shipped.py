@@ -26,12 +26,8 @@ def configurations(target: str) -> list[Configuration]:
             make(target, dtype, width, sampled=sampled)
             for make in (_sums, _gradient)
             for dtype, width, sampled in (
-                (_BF16, 128, False),
-                (_BF16, 256, False),
-                (_BF16, 256, True),
-                (_BF16, 512, False),
-                (_FP32, 128, False),
-                (_FP32, 256, True),
+                *((_BF16, width, sampled) for width in (128, 256, 512) for sampled in (False, True)),
+                *((_FP32, width, sampled) for width in (128, 256) for sampled in (False, True)),
             )
         ),
         _gradient(target, _FP16, 256, sampled=True),

@@ -44,6 +44,6 @@ _TABLE = {
     # Tensor cores of sm_90 and later take 64 rows; pieces of 64 spill backward.
     ("sm_90", 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 32, 4, 2)),
     ("sm_100", 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(64, 32, 32, 4, 2)),
-    ("sm_80", 4, "wide"): {"sums": Tile(32, 32, 64, 2, 1), "gradient": Tile(32, 32, 64, 4, 1)},
+    ("sm_80", 4, "wide"): {"sums": Tile(32, 32, 64, 2, 1), "gradient": Tile(64, 32, 32, 4, 1)},
     ("gfx942", 4, "wide"): dict.fromkeys(("sums", "gradient"), Tile(32, 32, 64, 1, 1)),
 }

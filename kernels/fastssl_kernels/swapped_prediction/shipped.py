@@ -23,6 +23,7 @@ _C = LOG2E / 0.1
 def configurations(target: str) -> list[Configuration]:
     return [
         _codes(target, _BF16, 128),
+        _codes(target, _BF16, 256),
         _codes(target, _FP32, 128),
         _predict(target, _BF16, 128, gather=True),
         _predict(target, _BF16, 128, gather=False),
