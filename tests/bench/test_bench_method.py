@@ -2,17 +2,15 @@
 
 import csv
 import json
-import os
 import re
-import socket
 from copy import deepcopy
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from every_method import SMALL
 from PIL import Image
+from ranks import on_ranks
 from torch import nn
 
 from fastssl import cli, recipes
@@ -390,18 +388,13 @@ def test_the_command_prints_draws_and_traces(image_folder, tmp_path, capsys):
     assert sum(row["share"] for row in saved["result"]["operations"]) <= 1 + 1e-9
 
 
-def _on_two_ranks(rank, port, folder, out):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _on_two_ranks(rank, world, folder, out):
     result = bench.measure(config_of("mocov2", folder), SHORT)
     (out / f"{rank}.json").write_text(json.dumps(asdict(result)))
 
 
 def test_two_processes_are_compared_with_one_by_itself(image_folder, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_on_two_ranks, (port, image_folder, tmp_path), nprocs=2)
+    on_ranks(_on_two_ranks, 2, image_folder, tmp_path)
     first, second = (Result(**json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1))
     assert (first.first, second.first) == (True, False)
     assert first.setting["processes"] == 2

@@ -14,6 +14,7 @@ import sys
 import time
 
 import torch
+from ranks import free_port
 
 OPTIONS = [
     *("simclr", "--recipe", "quick", "--requeue", "--train.max-steps", "16", "--train.batch-size", "32"),
@@ -33,12 +34,6 @@ def start_node(run_dir, port):
     """As on a machine of its own: each launcher keeps its own count of restarts, so the store must be new each time."""
     meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run")
     return start(run_dir, "--nnodes", "2", *meeting, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def losses(run_dir):

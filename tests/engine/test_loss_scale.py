@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from every_method import make, random_views, state
 from no_reading import NoReading
-from ports import free_port
+from ranks import on_ranks
 from test_finite import content
 from test_runs import rows, small
 
@@ -220,11 +218,9 @@ def with_infinite_loss(method):
     return loss
 
 
-def on_two_processes(rank, port, folder):
+def on_two_processes(rank, world, folder):
     """Overflows of the second process alone: a gradient in step 0, the loss in step 2."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     for name in OPTIMIZERS:
         method = make("byol")
         optimizer = build_optimizer(method, OptimConfig(name=name))
@@ -248,7 +244,7 @@ def on_two_processes(rank, port, folder):
 
 
 def test_an_overflow_of_one_process_skips_the_step_of_all(tmp_path):
-    mp.spawn(on_two_processes, (free_port(), str(tmp_path)), nprocs=2)
+    on_ranks(on_two_processes, 2, str(tmp_path))
     for name in OPTIMIZERS:
         (first, state), (second, other) = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
         assert first == second == [(True, 32.0), (False, 32.0), (True, 16.0), (False, 16.0)]

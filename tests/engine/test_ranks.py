@@ -9,14 +9,12 @@ would decide (with them, runs of one process whose weights differ by 6e-8 part b
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from ports import free_port
+from ranks import on_ranks
 from torch import nn
 
 from fastssl import recipes
@@ -138,9 +136,7 @@ def in_micro_batches(name, ranks):
     return {"loss": ranks.mean(losses.total.detach().clone()), "gradients": gradients, "buffers": buffers}
 
 
-def work(rank, world, port, folder, names):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def work(rank, world, folder, names):
     if world > 1:
         dist.init_process_group("gloo", rank=rank, world_size=world)
     ranks = Ranks(rank, world, rank, world)
@@ -157,7 +153,7 @@ def work(rank, world, port, folder, names):
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for world in (1, 2, 4):
-        mp.spawn(work, (world, free_port(), str(folder), list(METHODS)), nprocs=world)
+        on_ranks(work, world, str(folder), list(METHODS))
     return lambda name, world, rank: torch.load(folder / f"{name}-{world}-{rank}.pt", weights_only=True)
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-import torch.multiprocessing as mp
 from PIL import Image
-from ports import free_port
+from ranks import on_ranks
 
 import fastssl
 from fastssl import recipes
@@ -50,11 +47,7 @@ def configuration():
     )
 
 
-def work(rank, world, port, run_dir, stop, folder):
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank)
-    )
-    torch.set_num_threads(1)
+def work(rank, world, run_dir, stop, folder):
     seen = []
     step = engine.Run._step
 
@@ -77,7 +70,7 @@ def work(rank, world, port, run_dir, stop, folder):
 def run(world, run_dir, stop, folder):
     """Step and global batch, in the order of the processes."""
     folder.mkdir()
-    mp.spawn(work, (world, free_port(), str(run_dir), stop, str(folder)), nprocs=world)
+    on_ranks(work, world, str(run_dir), stop, str(folder))
     parts = [dict(json.loads((folder / f"{rank}.json").read_text())) for rank in range(world)]
     assert all(list(part) == list(parts[0]) for part in parts)
     return {step: [number for part in parts for number in part[step]] for step in parts[0]}

@@ -53,6 +53,7 @@ def test_one_seed_one_run(image_folder, tmp_path):
     assert rows(first.run_dir) != rows(other.run_dir)
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_everything_behind(image_folder, tmp_path):
     result = fastssl.pretrain(small(image_folder, tmp_path / "run"), quiet=True)
     names = {path.name for path in result.run_dir.iterdir()}
@@ -66,7 +67,11 @@ def test_a_run_leaves_everything_behind(image_folder, tmp_path):
         "report.html",
         "summary.json",
         "views.png",
+        "embeddings.png",
     }
+    page = (result.run_dir / "report.html").read_text()
+    assert page.count("contrastive accuracy") >= 1
+    assert page.count("data:image/png") == 2
     summary = json.loads((result.run_dir / "summary.json").read_text())
     assert summary == result.summary
     for key in ("raw_pixel_knn", "random_knn", "trained_knn"):

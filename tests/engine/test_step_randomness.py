@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from ports import free_port
+from ranks import on_ranks
 from small_images import write_images
 from torch import nn
 
@@ -55,12 +54,7 @@ def configuration():
     )
 
 
-def work(rank, world, port, data, run_dir, stop, folder):
-    if world > 1:
-        os.environ.update(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank)
-        )
-    torch.set_num_threads(1)
+def work(rank, world, data, run_dir, stop, folder):
     from fastssl.engine import run as engine
 
     step = engine.Run._step
@@ -80,7 +74,7 @@ def work(rank, world, port, data, run_dir, stop, folder):
 def run(world, data, run_dir, stop, folder):
     """What every process drew."""
     folder.mkdir()
-    mp.spawn(work, (world, free_port(), str(data), str(run_dir), stop, str(folder)), nprocs=world)
+    on_ranks(work, world, str(data), str(run_dir), stop, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 

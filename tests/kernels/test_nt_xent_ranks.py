@@ -4,16 +4,14 @@ Every rank holds its images' rows, backpropagates into a shared linear layer, an
 data-parallel training does. Loss, metrics and every parameter's gradient must equal those of one process.
 """
 
-import os
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fastssl_kernels import info_nce, nt_xent
 from fastssl_kernels.adapters import NTXentLoss
-from ports import free_port
+from ranks import on_ranks
 from torch.distributed.distributed_c10d import _resolve_process_group  # noqa: F401  (what the operators rely on)
 
 IMAGES, WIDTH, QUEUE = 12, 10, 30
@@ -80,9 +78,7 @@ def gradients(case, images, group):
     return [loss.detach(), *metrics, *(p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters)]
 
 
-def work(rank, world, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def work(rank, world, folder):
     dist.init_process_group("gloo", rank=rank, world_size=world)
     share = IMAGES // world
     images = slice(rank * share, (rank + 1) * share)
@@ -107,7 +103,7 @@ def work(rank, world, port, folder):
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all cases."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    mp.spawn(work, (request.param, free_port(), str(folder)), nprocs=request.param)
+    on_ranks(work, request.param, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

@@ -4,16 +4,14 @@ Every rank enqueues its rows; afterwards all queues must hold the same rows in t
 what one process finds. Public implementations keep a queue a rank.
 """
 
-import os
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fastssl_kernels import Queue, nearest_neighbor
 from fastssl_kernels.adapters import NNMemoryBankModule
-from ports import free_port
+from ranks import on_ranks
 
 SIZE, WIDTH, BATCH, STEPS = 50, 8, 12, 7
 DTYPES = [torch.float32, torch.bfloat16]
@@ -35,9 +33,7 @@ def run(images, group):
     return found, [queue.state_dict() for queue in queues]
 
 
-def work(rank, world, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def work(rank, world, folder):
     dist.init_process_group("gloo", rank=rank, world_size=world)
     share = BATCH // world
     images = slice(rank * share, (rank + 1) * share)
@@ -59,7 +55,7 @@ def work(rank, world, port, folder):
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all tests."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    mp.spawn(work, (request.param, free_port(), str(folder)), nprocs=request.param)
+    on_ranks(work, request.param, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

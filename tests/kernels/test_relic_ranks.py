@@ -1,14 +1,12 @@
 """One global batch gives RELIC one loss and one gradient, on one process or on several."""
 
-import os
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fastssl_kernels import relic, sample_negatives
-from ports import free_port
+from ranks import on_ranks
 
 IMAGES, WIDTH = 12, 10
 # fp32 sums in another order.
@@ -41,9 +39,7 @@ def gradients(case, images, group):
     return [loss.detach(), *metrics, layer.weight.grad, layer.bias.grad]
 
 
-def work(rank, world, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def work(rank, world, folder):
     dist.init_process_group("gloo", rank=rank, world_size=world)
     share = IMAGES // world
     results = {}
@@ -63,7 +59,7 @@ def work(rank, world, port, folder):
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all cases."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    mp.spawn(work, (request.param, free_port(), str(folder)), nprocs=request.param)
+    on_ranks(work, request.param, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

@@ -1,16 +1,14 @@
 """One global batch gives one set of codes and one gradient of SwAV's loss, on one process or on several."""
 
-import os
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from fastssl_kernels import sinkhorn, sinkhorn_from_features, swapped_prediction
 from fastssl_kernels.adapters import SwaVLoss
-from ports import free_port
+from ranks import on_ranks
 
 IMAGES, QUEUE, WIDTH, PROTOTYPES, CROPS = 12, 20, 10, 30, 3
 # fp32 sums in another order.
@@ -57,9 +55,7 @@ def unequal_rows(size):
     return scores.split([9, 14, 19, 24])
 
 
-def work(rank, world, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def work(rank, world, folder):
     dist.init_process_group("gloo", rank=rank, world_size=world)
     reduced = []
     plain = dist.all_reduce
@@ -92,7 +88,7 @@ def work(rank, world, port, folder):
 def ranks(request, tmp_path_factory):
     """Every rank's results, from one set of processes for all cases."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    mp.spawn(work, (request.param, free_port(), str(folder)), nprocs=request.param)
+    on_ranks(work, request.param, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from ranks import on_ranks
 
 from fastssl.methods.kmeans import nearest, spherical_kmeans
 from fastssl.methods.memory import UNASSIGNED, ImageMemory
@@ -98,9 +97,7 @@ def run(share: slice):
     return {**memory.state_dict(), "centroids": centroids, "clusters": memory.gather(shard, assigned)}
 
 
-def work(rank, world, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def work(rank, world, folder):
     dist.init_process_group("gloo", rank=rank, world_size=world)
     share = 12 // world
     torch.save(run(slice(rank * share, (rank + 1) * share)), f"{folder}/{rank}.pt")
@@ -110,7 +107,7 @@ def work(rank, world, port, folder):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over processes")
 def test_two_ranks_have_the_clusters_of_one(tmp_path):
-    mp.spawn(work, (2, 29500 + os.getpid() % 400, str(tmp_path)), nprocs=2)
+    on_ranks(work, 2, str(tmp_path))
     alone = run(slice(None))
     assert (alone["clusters"] == UNASSIGNED).any()
     for rank in range(2):

@@ -1,11 +1,8 @@
 """The Triton kernels of NT-Xent and InfoNCE, through the launcher a GPU uses, under the corrected interpreter."""
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from fastssl_kernels.nt_xent import (
     cost,
@@ -17,8 +14,8 @@ from fastssl_kernels.nt_xent import (
 )
 from fastssl_kernels.nt_xent.logits import Logits
 from fastssl_kernels.tile import Tile, padded_rows
-from ports import free_port
 from proof.interpreter import checked, same_in_any_order
+from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Padding rows take logarithms of nothing.
@@ -313,10 +310,8 @@ def _queue():
     return F.normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(1)), dim=1)
 
 
-def _rank(rank, folder, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+def _rank(rank, world, folder):
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     launch_rows.tile_for = lambda kernel, width, *_: SMALL[kernel]._replace(piece=min(width, 32))
     views, (query, key) = (part[:, rank * IMAGES : (rank + 1) * IMAGES] for part in _inputs())
     z, name, one, results = views.flatten(0, 1), dist.group.WORLD.group_name, torch.ones(()), []
@@ -335,7 +330,7 @@ def _rank(rank, folder, port):
 
 def test_ranks_share_one_gradient(tmp_path):
     """What two ranks compute averages to the gradient of one process on all rows, without talking in backward."""
-    mp.spawn(_rank, (str(tmp_path), free_port()), nprocs=RANKS)
+    on_ranks(_rank, RANKS, str(tmp_path))
     views, (query, key) = (part.double() for part in _inputs())
     z, query, key = (t.requires_grad_() for t in (views.flatten(0, 1), query, key))
     both = nt_xent_reference(z, temperature=0.1, queue=_queue().double())

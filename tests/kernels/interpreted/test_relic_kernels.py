@@ -1,16 +1,13 @@
 """RELIC's Triton kernels, through the launcher a GPU uses, under the corrected interpreter."""
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fastssl_kernels.relic import cost, launch, relic_reference
 from fastssl_kernels.relic.pairs import Pairs, padded_columns
 from fastssl_kernels.tile import Tile, padded_rows
-from ports import free_port
 from proof.interpreter import checked, same_in_any_order
+from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -204,10 +201,8 @@ def _inputs():
     return online.view(3, -1, 16), target.view(2, -1, 16), torch.randperm(RANKS * IMAGES)[:9]
 
 
-def _rank(rank, folder, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+def _rank(rank, world, folder):
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     launch.tile_for = small_tile
     online, target, negatives = _inputs()
     own = slice(rank * IMAGES, (rank + 1) * IMAGES)
@@ -224,7 +219,7 @@ def _rank(rank, folder, port):
 
 
 def test_ranks_share_one_gradient(tmp_path):
-    mp.spawn(_rank, (str(tmp_path), free_port()), nprocs=RANKS)
+    on_ranks(_rank, RANKS, str(tmp_path))
     online, target, negatives = _inputs()
     expected = []
     for drawn in (None, negatives):

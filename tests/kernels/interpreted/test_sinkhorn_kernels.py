@@ -1,18 +1,16 @@
 """Sinkhorn's kernels, through the launcher a GPU uses, under the corrected interpreter."""
 
 import math
-import os
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from fastssl_kernels.sinkhorn import cost, launch, sinkhorn_reference
 from fastssl_kernels.sinkhorn.tiles import Passes, passes_for
 from fastssl_kernels.tile import Tile
-from ports import free_port
 from proof.interpreter import checked, same_in_any_order
+from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Padding takes logarithms of nothing; EXCLUDED beside EXCLUDED overflows nothing.
@@ -218,10 +216,8 @@ def _inputs():
     return z, queue, weights
 
 
-def _rank(rank, folder, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+def _rank(rank, world, folder):
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     launch.product_tile = lambda width, *_: SMALL._replace(piece=min(width, 32))
     z, queue, weights = _inputs()
     z, queue = z[:, OWN[rank]], queue[:, rank * 10 : (rank + 1) * 10]
@@ -236,7 +232,7 @@ def _rank(rank, folder, port):
 
 
 def test_ranks_share_the_prototypes(tmp_path):
-    mp.spawn(_rank, (str(tmp_path), free_port()), nprocs=RANKS)
+    on_ranks(_rank, RANKS, str(tmp_path))
     z, queue, weights = (t.double() for t in _inputs())
     exact = [
         sinkhorn_reference(z @ weights.mT * size, queue=queue @ weights.mT * size, iterations=iterations)
