@@ -33,9 +33,15 @@ def rates(device: torch.device, rounds: int) -> dict[str, dict]:
 
 
 def least_seconds(bytes_moved: int, flops: int, dtype: str, measured: dict[str, dict]) -> float:
-    """The time of the slower of both, if they overlap fully."""
+    """The time of the slower of both, if they overlap fully.
+
+    What is stored in 16 bits may be multiplied as fp32, where the processor only emulates 16-bit products.
+    """
     moved = bytes_moved / measured["copy"]["per_second"]
-    return max(moved, flops / measured.get(dtype, measured["bf16"])["per_second"])
+    rate = measured["fp32"]["per_second"]
+    if dtype != "fp32":
+        rate = max(rate, measured["bf16"]["per_second"])
+    return max(moved, flops / rate)
 
 
 def spread(measured: dict[str, dict]) -> dict[str, float]:
