@@ -36,6 +36,7 @@ spec.loader.exec_module(kernels)
 import pkgutil
 import torch
 torch.set_num_threads(1)
+torch.manual_seed(0)
 for module in pkgutil.walk_packages(kernels.__path__, name + "."):
     if not module.name.endswith(("._scan", "._average")):  # plain libraries, loaded with ctypes
         __import__(module.name)
@@ -49,9 +50,9 @@ optimizer = kernels.LARS(layer.parameters(), lr=0.1)
 layer(z).sum().backward()
 optimizer.step()
 kernels.ema_update_(list(average.parameters()), list(layer.parameters()), 0.9)
-queue = kernels.Queue(100, 4)
-queue.enqueue(z.detach())
-assert torch.equal(kernels.nearest_neighbor(z, queue).indices, torch.arange(8))
+queue, rows = kernels.Queue(100, 32), torch.randn(8, 32)
+queue.enqueue(rows)
+assert torch.equal(kernels.nearest_neighbor(rows, queue).indices, torch.arange(8))
 assert z.grad.isfinite().all() and z.grad.norm() > 0
 assert all(kernels.__dict__[public] is not None for public in kernels.__all__)
 assert {m.split(".")[0] for m in sys.modules if m.startswith("fastssl")} <= {name}
