@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_the_library_answers_bfloat16_queues_only(monkeypatch):
 
 @built
 def test_no_memory_is_said(monkeypatch):
-    monkeypatch.setattr(native, "_library", lambda: {"fastssl_scan": lambda job, version: 1})
+    monkeypatch.setattr(native, "_library", lambda: SimpleNamespace(fastssl_scan=lambda job, version: 1))
     with pytest.raises(MemoryError, match="no memory for 64 rows of a queue of width 8"):
         native.peaks(unit(2, 8), unit(70, 8).bfloat16(), VERSIONS[0])
 

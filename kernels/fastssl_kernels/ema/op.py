@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..arithmetic import capabilities
 from ..check import DTYPES
-from . import native
 from .flat import flat, is_dense, same_order
 from .scalar import host_scalar
 
@@ -19,9 +18,9 @@ from .scalar import host_scalar
 def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float | Tensor) -> None:
     """target ← momentum · target + (1 − momentum) · online, in place, tensor by tensor.
 
-    One kernel launch on CUDA for any number of tensors of one pair of dtypes; on the CPU the library in C or one of
-    torch's loops over lists, whichever is faster. Batch-norm statistics are averaged only if the caller lists them (the
-    methods of this field do not).
+    One kernel launch on CUDA for any number of tensors of one pair of dtypes; on the CPU the faster of two of torch's
+    loops over lists. Batch-norm statistics are averaged only if the caller lists them (the methods of this field do
+    not).
 
     Args:
         target: tensors to update, of floating dtype, any shapes and memory layouts. Arithmetic is float32, or float64
@@ -67,16 +66,12 @@ def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: 
         return
     # Half of the weight and above, torch.lerp counts from the other end, so that 1 copies.
     pairs = _in_memory_order(targets, onlines) if alike and weight < 0.5 else None
-    if pairs is not None and descent_is_faster():
-        _descend(*pairs, weight)
-    elif pairs is None or not native.average(*pairs, weight):
+    if pairs is None:
         torch._foreach_lerp_(targets, onlines, weight)
-
-
-def _descend(targets: list[Tensor], onlines: list[Tensor], weight: float) -> None:
-    """Gradient descent by −weight along online − target: torch.lerp's arithmetic in torch's fused loop."""
+        return
+    # Gradient descent by −weight along online − target: torch.lerp's arithmetic in torch's fused loop.
     torch._fused_sgd_(
-        targets, onlines, [], weight_decay=-1.0, lr=-weight, momentum=0.0, dampening=0.0,
+        *pairs, [], weight_decay=-1.0, lr=-weight, momentum=0.0, dampening=0.0,
         nesterov=False, maximize=False, is_first_step=False,
     )  # fmt: skip
     torch.autograd.graph.increment_version(targets)  # as every other write in place does, but not this one
@@ -85,21 +80,13 @@ def _descend(targets: list[Tensor], onlines: list[Tensor], weight: float) -> Non
 @cache
 def descent_is_faster() -> bool:
     """Whether torch's fused descent beats its foreach interpolation here: on Xeons by 4 to 8 %, on EPYCs it loses as
-    much, and the library in C takes its place."""
+    much."""
     return hasattr(torch, "_fused_sgd_") and "Intel" in str(capabilities().get("cpu_name", ""))
-
-
-def _can_sweep(targets: list[Tensor], onlines: list[Tensor]) -> bool:
-    """Whether the library in C takes these lists: fp32, and nothing that only stands for a tensor."""
-    plain = {Tensor, torch.nn.Parameter}
-    return (
-        native.available() and targets[0].dtype == torch.float32 and {*map(type, targets), *map(type, onlines)} <= plain
-    )
 
 
 def _in_memory_order(targets: list[Tensor], onlines: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:
     """Contiguous aliases of both lists, element beside element; None where a pair has none."""
-    if torch.compiler.is_compiling() or not (descent_is_faster() or _can_sweep(targets, onlines)):
+    if torch.compiler.is_compiling() or not descent_is_faster():
         return None
     if all(map(Tensor.is_contiguous, targets)) and all(map(Tensor.is_contiguous, onlines)):
         return targets, onlines

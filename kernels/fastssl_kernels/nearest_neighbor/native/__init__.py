@@ -7,13 +7,14 @@ torch's products in its place.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import threading
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ...arithmetic import capabilities
-from ...native import load, on_threads
 
 GROUP = 64
 """Rows of the queue with one maximum, as in scan.c."""
@@ -44,7 +45,13 @@ class _Job(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
-    return load(f"{__name__}._scan", "fastssl_scan_job_size", _Job.next.offset + 1000 * _Pick.next.offset)
+    found = importlib.util.find_spec(f"{__name__}._scan")
+    if found is None or found.origin is None:
+        return None
+    library = ctypes.CDLL(found.origin)
+    if library.fastssl_scan_job_size() != _Job.next.offset + 1000 * _Pick.next.offset:
+        raise RuntimeError(f"{found.origin} is not of this version of fastssl: install the package again")
+    return library
 
 
 @lru_cache(maxsize=1)
@@ -113,8 +120,17 @@ def scores(unit: Tensor, queue: Tensor, place: Tensor, version: str | None = Non
 
 def _run(function: str, job: _Job | _Pick, version: str, products: int) -> None:
     """All of a job of so many products, on this thread and others."""
-    library = _library()
-    assert library is not None
-    run, bit = library[function], 1 << list(_LANES).index(version)
-    if on_threads(lambda: int(run(ctypes.byref(job), bit)), 1 + products // _ALONE):
+    run, failed = getattr(_library(), function), []
+    threads = min(torch.get_num_threads(), 1 + products // _ALONE)
+
+    def work() -> None:
+        failed.append(run(ctypes.byref(job), 1 << list(_LANES).index(version)))
+
+    others = [threading.Thread(target=work) for _ in range(threads - 1)]
+    for other in others:
+        other.start()
+    work()
+    for other in others:
+        other.join()
+    if any(failed):
         raise MemoryError(f"no memory for {GROUP} rows of a queue of width {job.width}")
