@@ -137,7 +137,7 @@ def _back_ends(record: dict[str, Any]) -> Iterator[Row]:
         yield Row("back ends", "kernels", "torch operations", "warn", "Install triton: the fused kernels need it.")
     else:
         note = f"Triton {triton} waits for a GPU" if triton else "Triton is not installed"
-        yield Row("back ends", "kernels", f"torch operations on the CPU{_and_c()} ({note})", "note")
+        yield Row("back ends", "kernels", f"torch operations on the CPU ({note})", "note")
     compiler = c_compiler()
     headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
     if compiler and headers:
@@ -150,12 +150,6 @@ def _back_ends(record: dict[str, Any]) -> Iterator[Row]:
         yield Row(
             "back ends", "C compiler", lacking, "error" if gpu and triton else "note", advice if gpu and triton else ""
         )
-
-
-def _and_c() -> str:
-    from fastssl_kernels.nearest_neighbor import native
-
-    return f", lookups in C with {native.versions()[-1]}" if native.preferred() else ""
 
 
 def _decoder(dali: str | None, gpu: bool) -> Row:
