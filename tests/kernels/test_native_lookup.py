@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +61,8 @@ def assert_peaks(z, queue, version=None, length=1.0):
 
 def test_it_is_built_where_the_processor_has_the_instructions():
     found = importlib.util.find_spec("fastssl_kernels.nearest_neighbor.native._scan")
+    # An extension that does not compile is left out without a word: here that is told.
+    assert found or not shutil.which("gcc") or sys.platform != "linux"
     assert bool(VERSIONS) == bool(found and capabilities().get("avx2"))
     assert ("avx512" in VERSIONS) == bool(found and capabilities().get("avx512_vnni"))
 

@@ -42,9 +42,9 @@ def nearest_neighbor(z: Tensor, queue: Tensor | Queue, k: int = 1) -> Neighbors:
     Returns:
         `Neighbors`. Tiles of the queue are compared with `z` rounded to the dtype of the queue, sums in fp32 (by the C
         library on the CPU, with both rows rounded to 1/32,767 of their length); inside the winning tile similarities
-        are fp32 with `z` as it came. So a float32 queue gives the exact neighbour, and
-        the similarity of a bfloat16 queue's neighbour is within 2⁻⁷ of the best (2⁻⁸, the rounding of a row, for either
-        of the two that are compared; 10⁻⁴ is usual).
+        are fp32 with `z` as it came. So a float32 queue gives the exact neighbour, and the similarity of a bfloat16
+        queue's neighbour is within 2⁻⁷ of the best (2⁻⁸, the rounding of a row, for either of the two that are
+        compared; 10⁻⁴ is usual).
         Equal rows of the queue tie to the lowest index. A zero row is equally near to all, one with a NaN gets some
         row.
 

@@ -49,7 +49,8 @@ def _library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)
-    if library.fastssl_scan_job_size() != _Job.next.offset + 1000 * _Pick.next.offset:
+    sizes = library.fastssl_scan_job_size(), library.fastssl_score_job_size()
+    if sizes != (_Job.next.offset, _Pick.next.offset):
         raise RuntimeError(f"{found.origin} is not of this version of fastssl: install the package again")
     return library
 

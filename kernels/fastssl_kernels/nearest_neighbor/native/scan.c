@@ -13,7 +13,7 @@
 
 #define ONE 32767.0f /* the length of a row in fixed point */
 #define GROUP 64     /* rows of the queue with one maximum */
-#define LANES 16     /* partial sums of a row's squares, so that every version has the same bits */
+#define PARTS 16     /* partial sums of a float sum, so that every version has the same bits */
 
 /* `_Job` of __init__.py, field for field. */
 typedef struct {
@@ -24,7 +24,7 @@ typedef struct {
     _Atomic int64_t next; /* the first group that nobody has taken */
 } Job;
 
-/* `_Pick` of __init__.py: scores in fp32 of chosen rows. */
+/* `_Pick` of __init__.py, field for field: scores in fp32 of chosen rows. */
 typedef struct {
     const float *unit;     /* [rows, width] */
     const uint16_t *queue; /* [., width] bfloat16 */
@@ -86,7 +86,7 @@ int fastssl_scan(Job *job, int version) {
 #endif
 }
 
-/* The same for the rows of z, and scores of chosen rows. */
+/* The same with the rows of a `Pick`, whose memory is the caller's. */
 int fastssl_score(Pick *job, int version) {
 #if defined(__x86_64__)
     version == 2 ? score_avx512(job) : score_avx2(job);
@@ -97,5 +97,6 @@ int fastssl_score(Pick *job, int version) {
 #endif
 }
 
-/* So that Python and C cannot disagree about the layout without noticing: the places of last fields. */
-int fastssl_scan_job_size(void) { return (int)(offsetof(Job, next) + 1000 * offsetof(Pick, next)); }
+/* So that Python and C cannot disagree about the layouts without noticing: the places of last fields. */
+int fastssl_scan_job_size(void) { return (int)offsetof(Job, next); }
+int fastssl_score_job_size(void) { return (int)offsetof(Pick, next); }

@@ -22,17 +22,17 @@ typedef int16_t shorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_al
 #define WIDENED(p) ((floats)(__builtin_convertvector(*(const halves *)(p), ints) << 16))
 
 /* One row of the queue as integers of length ONE, `pairs` of them; returns what a unit of its products stands for. A
- * row without a direction (zeros, NaN, infinity) becomes zeros. Squares are summed in LANES, whatever WIDTH is. */
+ * row without a direction (zeros, NaN, infinity) becomes zeros. Squares are summed in PARTS, whatever WIDTH is. */
 TARGET static float store_row(int16_t *restrict out, const uint16_t *restrict row, int64_t width, int64_t pairs) {
-    floats squares[LANES / WIDTH] = {0};
+    floats squares[PARTS / WIDTH] = {0};
     float total = 0.0f;
     int64_t k = 0;
-    for (; k + LANES <= width; k += LANES)
-        for (int v = 0; v < LANES / WIDTH; v++) {
+    for (; k + PARTS <= width; k += PARTS)
+        for (int v = 0; v < PARTS / WIDTH; v++) {
             const floats x = WIDENED(row + k + v * WIDTH);
             squares[v] += x * x;
         }
-    for (int lane = 0; lane < LANES; lane++) total += squares[lane / WIDTH][lane % WIDTH];
+    for (int part = 0; part < PARTS; part++) total += squares[part / WIDTH][part % WIDTH];
     for (; k < width; k++) total += widened(row[k]) * widened(row[k]);
     const float length = sqrtf(total);
     const int real = length > 0.0f && length < INFINITY;
@@ -76,6 +76,7 @@ TARGET static void largest(
     for (int v = 0; v < 2; v++) *(floats *)(peaks + v * WIDTH) = top[v];
 }
 
+/* Groups of the queue, one after another: packed, then compared with all rows of z. */
 TARGET static int SCAN(Job *job) {
     const int64_t groups = (job->length + GROUP - 1) / GROUP, pairs = (job->width + 1) / 2, lanes = 2 * WIDTH;
     int16_t *rows = malloc(sizeof(int16_t) * 2 * GROUP * (size_t)pairs);
@@ -94,18 +95,19 @@ TARGET static int SCAN(Job *job) {
     return 0;
 }
 
+/* Rows of z, one after another, each with its chosen rows of the queue. */
 TARGET static void SCORE(Pick *job) {
     for (int64_t row; (row = atomic_fetch_add(&job->next, 1)) < job->rows;) {
         const float *unit = job->unit + row * job->width;
         for (int64_t i = row * job->count; i < (row + 1) * job->count; i++) {
             const uint16_t *other = job->queue + job->place[i] * job->width;
-            floats sums[LANES / WIDTH] = {0};
+            floats sums[PARTS / WIDTH] = {0};
             float total = 0.0f;
             int64_t k = 0;
-            for (; k + LANES <= job->width; k += LANES)
-                for (int v = 0; v < LANES / WIDTH; v++)
+            for (; k + PARTS <= job->width; k += PARTS)
+                for (int v = 0; v < PARTS / WIDTH; v++)
                     sums[v] += *(const floats *)(unit + k + v * WIDTH) * WIDENED(other + k + v * WIDTH);
-            for (int lane = 0; lane < LANES; lane++) total += sums[lane / WIDTH][lane % WIDTH];
+            for (int part = 0; part < PARTS; part++) total += sums[part / WIDTH][part % WIDTH];
             for (; k < job->width; k++) total += unit[k] * widened(other[k]);
             job->score[i] = total;
         }
