@@ -6,7 +6,7 @@ RUN_DIR ?= runs/quick
 .PHONY: pretrain test lint clean
 
 INSTALLED := $(VENV)/.installed-$(shell cat setup.py pyproject.toml fastssl/data/native/*.[ch] \
-	kernels/fastssl_kernels/nearest_neighbor/native/*.[ch] | cksum | cut -d' ' -f1)
+	kernels/fastssl_kernels/*/native/*.[ch] | cksum | cut -d' ' -f1)
 
 $(INSTALLED):
 	@echo "== creating $(VENV) and installing fastssl (once; a few minutes, several GB with a CUDA build of torch)"

@@ -39,6 +39,13 @@ RENDERER = Extension(
     optional=True,
 )
 
+AVERAGE = Extension(
+    "fastssl_kernels.ema.native._average",
+    sources=["kernels/fastssl_kernels/ema/native/average.c"],
+    extra_compile_args=COMPILE,
+    optional=True,
+)
+
 LOOKUP = "kernels/fastssl_kernels/nearest_neighbor/native"
 SCANNER = Extension(
     "fastssl_kernels.nearest_neighbor.native._scan",
@@ -63,7 +70,7 @@ setup(
     ],
     package_dir={"fastssl_kernels": "kernels/fastssl_kernels"},
     package_data={"fastssl": ["py.typed"], "fastssl_kernels": ["py.typed"]},
-    ext_modules=[RENDERER, SCANNER],
+    ext_modules=[RENDERER, AVERAGE, SCANNER],
     install_requires=CORE,
     extras_require={"train": TRAIN, "test": TEST, "peers": PEERS},
     entry_points={"console_scripts": ["fastssl = fastssl.cli:main"]},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastssl_kernels.ema import ema_reference, ema_update_, op
+from fastssl_kernels.ema import ema_reference, ema_update_, native
 from fastssl_kernels.ema.flat import flat, in_order_of, is_dense, same_order
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,11 +20,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True, params=["descent", "interpolation"])
-def loop(request, monkeypatch):
-    """Which of torch's loops is the faster one depends on the processor."""
-    monkeypatch.setattr(op, "descent_is_faster", lambda: request.param == "descent")
-    return {"descent": "aten::_fused_sgd_", "interpolation": "aten::_foreach_lerp_.Scalar"}[request.param]
+@pytest.fixture(autouse=True, params=["interpolation", "sweep"])
+def sweep(request, monkeypatch):
+    """Whether the library in C is there, which not every machine can build."""
+    if request.param == "sweep" and not native.available():
+        pytest.skip("no library")
+    monkeypatch.setattr(native, "available", lambda: request.param == "sweep")
+    return request.param == "sweep"
 
 
 def lists(target: torch.dtype, online: torch.dtype, seed: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -111,7 +113,7 @@ def test_mixed_lists_layouts_and_slices():
     assert torch.equal(storage[:, 7:], outside)
 
 
-def test_a_scalar_tensor_is_read_without_the_dispatcher(loop):
+def test_a_scalar_tensor_is_read_without_the_dispatcher():
     class Names(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
@@ -125,8 +127,7 @@ def test_a_scalar_tensor_is_read_without_the_dispatcher(loop):
     momentum = torch.tensor(0.99)
     with Names() as names:
         ema_update_(targets, onlines, momentum)
-    # On the CPU that is all there is, beside aliases: the fastest thing torch has, and nothing around it.
-    assert [name for name in names.seen if name != "aten::detach"] == [loop]
+    assert names.seen == ["aten::_foreach_lerp_.Scalar"]  # whoever listens is told what happens, and that is all
 
 
 LAYOUTS = {
@@ -226,13 +227,14 @@ def test_memory_order_ignores_dimensions_of_size_one():
     assert ordered.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_it_compiles_into_one_graph():
+def test_it_compiles_into_one_graph(sweep):
     targets, onlines = lists(torch.float32, torch.float32)
     expected = [t.clone() for t in targets]
     ema_update_(expected, onlines, 0.9)
     torch.compile(ema_update_, fullgraph=True, backend="aot_eager")(targets, onlines, 0.9)
     for ours, theirs in zip(targets, expected, strict=True):
-        assert torch.equal(ours, theirs)
+        # A graph has torch's interpolation, which rounds once where the library rounds twice.
+        torch.testing.assert_close(ours, theirs, rtol=2e-7 * sweep, atol=2e-7 * sweep)
 
 
 def test_lists_are_checked_whenever_they_come():

@@ -172,7 +172,10 @@ def test_the_library_answers_bfloat16_queues_only(monkeypatch):
 
 @built
 def test_no_memory_is_said(monkeypatch):
-    monkeypatch.setattr(native, "_library", lambda: SimpleNamespace(fastssl_scan=lambda job, version: 1))
+    def scan(job):
+        job._obj.failed = 1
+
+    monkeypatch.setattr(native, "_library", lambda: SimpleNamespace(fastssl_scan=scan))
     with pytest.raises(MemoryError, match="no memory for 64 rows of a queue of width 8"):
         native.peaks(unit(2, 8), unit(70, 8).bfloat16(), VERSIONS[0])
 
@@ -211,7 +214,7 @@ def test_a_library_of_another_version_is_named(monkeypatch):
     class Longer(native._Job):
         _fields_ = (("more", native.ctypes.c_int64),)
 
-    monkeypatch.setattr(native, "_Job", type("Job", (), {"next": Longer.more}))
+    monkeypatch.setattr(native, "_Job", Longer)
     native._library.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="is not of this version of fastssl: install the package again"):

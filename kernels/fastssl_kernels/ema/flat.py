@@ -8,8 +8,8 @@ from torch import Tensor
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill `numel` consecutive places, in any dimension order (channels-last is dense)."""
-    if tensor.is_contiguous():
-        return True
+    if tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
+        return True  # two usual orders, told at once
     expected = 1
     for stride, size in sorted(
         (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arithmetic import capabilities
 from ..check import DTYPES
-from .flat import flat, is_dense, same_order
+from . import native
+from .flat import is_dense, same_order
 from .scalar import host_scalar
 
 
 def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float | Tensor) -> None:
     """target ← momentum · target + (1 − momentum) · online, in place, tensor by tensor.
 
-    One kernel launch on CUDA for any number of tensors of one pair of dtypes; on the CPU the faster of two of torch's
-    loops over lists. Batch-norm statistics are averaged only if the caller lists them (the methods of this field do
-    not).
+    One kernel launch on CUDA for any number of tensors of one pair of dtypes; on the CPU one sweep in C where
+    all are dense fp32 tensors, else torch's interpolation. Batch-norm statistics are averaged only if the caller lists
+    them (the methods of this field do not).
 
     Args:
         target: tensors to update, of floating dtype, any shapes and memory layouts. Arithmetic is float32, or float64
@@ -65,50 +64,29 @@ def _on_cpu(targets: list[Tensor], onlines: list[Tensor], weight: float, alike: 
             t.copy_(torch.lerp(t.to(wide), o.to(wide), weight))
         return
     # Half of the weight and above, torch.lerp counts from the other end, so that 1 copies.
-    pairs = _in_memory_order(targets, onlines) if alike and weight < 0.5 else None
-    if pairs is None:
+    if not (alike and weight < 0.5 and _can_sweep(targets, onlines) and native.average(targets, onlines, weight)):
         torch._foreach_lerp_(targets, onlines, weight)
-        return
-    # Gradient descent by −weight along online − target: torch.lerp's arithmetic in torch's fused loop.
-    torch._fused_sgd_(
-        *pairs, [], weight_decay=-1.0, lr=-weight, momentum=0.0, dampening=0.0,
-        nesterov=False, maximize=False, is_first_step=False,
-    )  # fmt: skip
-    torch.autograd.graph.increment_version(targets)  # as every other write in place does, but not this one
 
 
-@cache
-def descent_is_faster() -> bool:
-    """Whether torch's fused descent beats its foreach interpolation here: on Xeons by 4 to 8 %, on EPYCs it loses as
-    much."""
-    return hasattr(torch, "_fused_sgd_") and "Intel" in str(capabilities().get("cpu_name", ""))
+def _can_sweep(targets: list[Tensor], onlines: list[Tensor]) -> bool:
+    """Whether the library in C takes lists of one dtype: fp32, plain, pair by pair of one memory order."""
+    return (
+        native.available()
+        and targets[0].dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0  # whoever listens is told what happens
+        and {*map(type, targets), *map(type, onlines)} <= {Tensor, torch.nn.Parameter}
+        and not any(map(Tensor.is_neg, targets))
+        and not any(map(Tensor.is_neg, onlines))
+        and _one_order(targets, onlines)
+    )
 
 
-def _in_memory_order(targets: list[Tensor], onlines: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:
-    """Contiguous aliases of both lists, element beside element; None where a pair has none."""
-    if torch.compiler.is_compiling() or not descent_is_faster():
-        return None
-    if all(map(Tensor.is_contiguous, targets)) and all(map(Tensor.is_contiguous, onlines)):
-        return targets, onlines
-    first, second = [], []
-    for t, o in zip(targets, onlines, strict=True):
-        pair = _alias(t, o)
-        if pair is None:
-            return None
-        first.append(pair[0])
-        second.append(pair[1])
-    return first, second
-
-
-def _alias(t: Tensor, o: Tensor) -> tuple[Tensor, Tensor] | None:
-    if t.is_contiguous() and o.is_contiguous():
-        return t, o
-    last = torch.channels_last
-    if t.ndim == 4 and t.is_contiguous(memory_format=last) and o.is_contiguous(memory_format=last):
-        return t.permute(0, 2, 3, 1), o.permute(0, 2, 3, 1)
-    if is_dense(t) and is_dense(o) and same_order(t, o):
-        return flat(t), flat(o)
-    return None
+def _one_order(targets: list[Tensor], onlines: list[Tensor]) -> bool:
+    """Whether all tensors are dense, and element lies beside element pair by pair."""
+    if [*map(Tensor.stride, targets)] == [*map(Tensor.stride, onlines)]:
+        return all(map(is_dense, targets))
+    return all(is_dense(t) and is_dense(o) and same_order(t, o) for t, o in zip(targets, onlines, strict=True))
 
 
 def _check_lists(targets: list[Tensor], onlines: list[Tensor]) -> bool:

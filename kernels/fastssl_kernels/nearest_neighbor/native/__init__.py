@@ -7,14 +7,13 @@ torch's products in its place.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import threading
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from ...arithmetic import capabilities
+from ...native import load, run
 
 GROUP = 64
 """Rows of the queue with one maximum, as in scan.c."""
@@ -30,7 +29,7 @@ class _Pick(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("unit", "queue", "place", "score")),
-        *((name, ctypes.c_int64) for name in ("rows", "count", "width", "next")),
+        *((name, ctypes.c_int64) for name in ("rows", "count", "width", "version", "next")),
     )
 
 
@@ -39,23 +38,16 @@ class _Job(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("unit", "queue", "peaks")),
-        *((name, ctypes.c_int64) for name in ("panels", "length", "width", "next")),
+        *((name, ctypes.c_int64) for name in ("panels", "length", "width", "version", "next", "failed")),
     )
 
 
-@lru_cache(maxsize=1)
+@cache
 def _library() -> ctypes.CDLL | None:
-    found = importlib.util.find_spec(f"{__name__}._scan")
-    if found is None or found.origin is None:
-        return None
-    library = ctypes.CDLL(found.origin)
-    sizes = library.fastssl_scan_job_size(), library.fastssl_score_job_size()
-    if sizes != (_Job.next.offset, _Pick.next.offset):
-        raise RuntimeError(f"{found.origin} is not of this version of fastssl: install the package again")
-    return library
+    return load(f"{__name__}._scan", fastssl_scan=_Job, fastssl_score=_Pick)
 
 
-@lru_cache(maxsize=1)
+@cache
 def versions() -> tuple[str, ...]:
     """The instruction sets that the library has code for and this machine runs, slowest first; empty without it."""
     library = _library()
@@ -93,8 +85,11 @@ def peaks(unit: Tensor, queue: Tensor, version: str | None = None) -> Tensor:
     packed = packed.view(panels, lanes, pairs, 2).transpose(1, 2).contiguous()
     queue = queue.contiguous()
     found = unit.new_empty((-(-len(queue) // GROUP), panels * lanes))
-    job = _Job(packed.data_ptr(), queue.data_ptr(), found.data_ptr(), panels, len(queue), width)
-    _run("fastssl_scan", job, version, packed.numel() * len(queue))
+    pointers = (tensor.data_ptr() for tensor in (packed, queue, found))
+    job = _Job(*pointers, panels, len(queue), width, _bit(version))
+    _run("fastssl_scan", job, packed.numel() * len(queue))
+    if job.failed:
+        raise MemoryError(f"no memory for {GROUP} rows of a queue of width {width}")
     return found[:, :rows]
 
 
@@ -110,28 +105,14 @@ def scores(unit: Tensor, queue: Tensor, place: Tensor, version: str | None = Non
     unit, queue, place = unit.contiguous(), queue.contiguous(), place.contiguous()
     found = unit.new_empty(place.shape)
     pointers = (tensor.data_ptr() for tensor in (unit, queue, place, found))
-    _run(
-        "fastssl_score",
-        _Pick(*pointers, *place.shape, unit.shape[1]),
-        version or versions()[-1],
-        place.numel() * unit.shape[1],
-    )
+    job = _Pick(*pointers, *place.shape, unit.shape[1], _bit(version or versions()[-1]))
+    _run("fastssl_score", job, place.numel() * unit.shape[1])
     return found
 
 
-def _run(function: str, job: _Job | _Pick, version: str, products: int) -> None:
-    """All of a job of so many products, on this thread and others."""
-    run, failed = getattr(_library(), function), []
-    threads = min(torch.get_num_threads(), 1 + products // _ALONE)
+def _bit(version: str) -> int:
+    return 1 << list(_LANES).index(version)
 
-    def work() -> None:
-        failed.append(run(ctypes.byref(job), 1 << list(_LANES).index(version)))
 
-    others = [threading.Thread(target=work) for _ in range(threads - 1)]
-    for other in others:
-        other.start()
-    work()
-    for other in others:
-        other.join()
-    if any(failed):
-        raise MemoryError(f"no memory for {GROUP} rows of a queue of width {job.width}")
+def _run(function: str, job: _Job | _Pick, products: int) -> None:
+    run(getattr(_library(), function), job, alone=products < _ALONE)

@@ -21,7 +21,9 @@ typedef struct {
     const uint16_t *queue; /* [length, width] bfloat16 */
     float *peaks;          /* [groups, panels · lanes] */
     int64_t panels, length, width;
-    _Atomic int64_t next; /* the first group that nobody has taken */
+    int64_t version;        /* one bit of fastssl_scan_versions; a panel has twice the lanes of its vector */
+    _Atomic int64_t next;   /* the first group that nobody has taken */
+    _Atomic int64_t failed; /* threads that found no memory */
 } Job;
 
 /* `_Pick` of __init__.py, field for field: scores in fp32 of chosen rows. */
@@ -30,7 +32,7 @@ typedef struct {
     const uint16_t *queue; /* [., width] bfloat16 */
     const int64_t *place;  /* [rows, count], rows of the queue */
     float *score;          /* [rows, count] */
-    int64_t rows, count, width;
+    int64_t rows, count, width, version;
     _Atomic int64_t next; /* the first row that nobody has taken */
 } Pick;
 
@@ -74,29 +76,24 @@ int fastssl_scan_versions(void) {
     return versions;
 }
 
-/* Take groups until none is left; any number of threads may call it with one job. 0, or 1 without memory.
- *
- * version: one bit of those above; the lanes of the job's panels are twice its vector's. */
-int fastssl_scan(Job *job, int version) {
+/* Take groups until none is left; any number of threads may call it with one job. */
+void fastssl_scan(Job *job) {
 #if defined(__x86_64__)
-    return version == 2 ? scan_avx512(job) : scan_avx2(job);
+    job->version == 2 ? scan_avx512(job) : scan_avx2(job);
 #else
-    (void)job, (void)version;
-    return 1;
+    (void)job; /* no version can be asked for */
 #endif
 }
 
 /* The same with the rows of a `Pick`, whose memory is the caller's. */
-int fastssl_score(Pick *job, int version) {
+void fastssl_score(Pick *job) {
 #if defined(__x86_64__)
-    version == 2 ? score_avx512(job) : score_avx2(job);
-    return 0;
+    job->version == 2 ? score_avx512(job) : score_avx2(job);
 #else
-    (void)job, (void)version;
-    return 1;
+    (void)job;
 #endif
 }
 
-/* So that Python and C cannot disagree about the layouts without noticing: the places of last fields. */
-int fastssl_scan_job_size(void) { return (int)offsetof(Job, next); }
-int fastssl_score_job_size(void) { return (int)offsetof(Pick, next); }
+/* So that Python and C cannot disagree about the layouts without noticing. */
+int fastssl_scan_job(void) { return (int)sizeof(Job); }
+int fastssl_score_job(void) { return (int)sizeof(Pick); }

@@ -77,10 +77,13 @@ TARGET static void largest(
 }
 
 /* Groups of the queue, one after another: packed, then compared with all rows of z. */
-TARGET static int SCAN(Job *job) {
+TARGET static void SCAN(Job *job) {
     const int64_t groups = (job->length + GROUP - 1) / GROUP, pairs = (job->width + 1) / 2, lanes = 2 * WIDTH;
     int16_t *rows = malloc(sizeof(int16_t) * 2 * GROUP * (size_t)pairs);
-    if (!rows) return 1;
+    if (!rows) {
+        atomic_fetch_add(&job->failed, 1);
+        return;
+    }
     for (int64_t group; (group = atomic_fetch_add(&job->next, 1)) < groups;) {
         const int64_t first = group * GROUP, left = job->length - first;
         const int count = left < GROUP ? (int)left : GROUP;
@@ -92,7 +95,6 @@ TARGET static int SCAN(Job *job) {
             largest(peaks + panel * lanes, job->unit + panel * pairs * 2 * lanes, rows, unit, count, pairs);
     }
     free(rows);
-    return 0;
 }
 
 /* Rows of z, one after another, each with its chosen rows of the queue. */
