@@ -495,6 +495,18 @@ def test_average_and_copies_follow_in_the_same_sweep(as_tensor):
         assert torch.equal(c, p.detach().bfloat16())
 
 
+@pytest.mark.parametrize("momentum", [1.5, torch.tensor(-0.1), math.nan])
+def test_a_momentum_that_became_wrong_is_named_before_anything_changes(momentum):
+    weight, target = nn.Parameter(torch.ones(3)), torch.zeros(3)
+    optimizer = LARS([weight], 0.5, ema=([target], [weight]))
+    weight.grad = torch.ones(3)
+    optimizer.ema_momentum = momentum
+    with pytest.raises(ValueError, match=r"ema_momentum must be in \[0, 1\], got"):
+        optimizer.step()
+    assert torch.equal(weight, torch.ones(3))
+    assert torch.equal(target, torch.zeros(3))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [

@@ -1,4 +1,4 @@
-"""LARS on the CPU: norms, then one fused pass, tensor by tensor while it is cached.
+"""LARS on the CPU: norms, then one fused pass, tensor by tensor while it is cached; averages of all in the end.
 
 Five scalars a tensor say everything about its update, whatever the variant:
 
@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ..ema.op import check_momentum, ema_update_
 from ..ema.scalar import host_scalar
 from .entry import Entry
 from .reference import LARC_EPSILON
@@ -48,7 +49,8 @@ def sweep(
 ) -> None:
     """Step every entry in place; with `found_inf`, nothing changes where it is set or a gradient is not finite."""
     loss_scale = 1.0 if grad_scale is None else host_scalar(grad_scale, "grad_scale")
-    ema_weight = 1.0 - host_scalar(ema_momentum, "ema_momentum")
+    kept = host_scalar(ema_momentum, "ema_momentum")
+    check_momentum("ema_momentum", kept)
     norms: list[tuple[float, float]] | None = None
     if found_inf is not None:
         if host_scalar(found_inf, "found_inf") != 0:
@@ -62,11 +64,14 @@ def sweep(
     for i, entry in enumerate(entries):
         if entry.group["adapt"]:
             weight_norm, gradient_norm = _norms(entry, loss_scale) if norms is None else norms[i]
-            _update([entry], _factors(entry, weight_norm, gradient_norm, loss_scale), ema_weight)
+            _update([entry], _factors(entry, weight_norm, gradient_norm, loss_scale))
         else:
             not_adapted.setdefault(id(entry.group), []).append(entry)
     for group in not_adapted.values():
-        _update(group, _factors(group[0], 0.0, 0.0, loss_scale), ema_weight)
+        _update(group, _factors(group[0], 0.0, 0.0, loss_scale))
+    averages = [(entry.average, entry.weight) for entry in entries if entry.average is not None]
+    # To read the weights again costs less than to wait for all threads at every tensor.
+    ema_update_([average for average, _ in averages], [weight for _, weight in averages], kept)
 
 
 def _factors(entry: Entry, weight_norm: float, gradient_norm: float, loss_scale: float) -> Factors:
@@ -137,11 +142,8 @@ def _exact_squares(tensor: Tensor) -> float:
     return norm * norm
 
 
-def _update(batch: Sequence[Entry], factors: Factors, ema_weight: float) -> None:
+def _update(batch: Sequence[Entry], factors: Factors) -> None:
     _step([e.weight for e in batch], [e.gradient for e in batch], [e.velocity for e in batch], factors)
-    averages = [(e.average, e.weight) for e in batch if e.average is not None]
-    if averages:
-        torch._foreach_lerp_([average for average, _ in averages], [weight for _, weight in averages], ema_weight)
     for entry in batch:
         if entry.copy is not None:
             entry.copy.copy_(entry.weight)

@@ -37,8 +37,8 @@ class LARS(Optimizer):
         eta*: trust coefficient η > 0.
         variant*: "A" (SimCLR), "B" (BYOL, MoCo v3, NNCLR) or "C" (SwAV: LARC over SGD).
         nesterov*: look one step ahead.
-        ema: `(targets, online)`, equally long lists; after the step target ← m·target + (1 − m)·online, in the same
-            sweep. Every online tensor is one of `params`.
+        ema: `(targets, online)`, equally long lists; after the step target ← m·target + (1 − m)·online, on CUDA in the
+            same sweep. Every online tensor is one of `params`.
         ema_momentum: m in [0, 1], also settable as an attribute between steps; a number or a zero-dimensional tensor.
         copies: `(copies, online)`: tensors of any floating dtype that receive the new parameters, in the same sweep.
 
@@ -128,6 +128,7 @@ class LARS(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        check_momentum("ema_momentum", self.ema_momentum)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.dtype != torch.float32:
             raise TypeError(f"found_inf must be of dtype torch.float32, got {found_inf.dtype}")
