@@ -29,8 +29,7 @@ FIGURES = ("raw_pixel_knn", "random_knn", "trained_knn", "linear_probe", "images
 ON_THE_WAY = 7.5
 """Minutes: where a run measured kNN before, and took longer, the row says what it was by then."""
 
-KERNELS = "2026-11-22_2core-intel-xeon_kernels-cpu"
-EMA = "2026-11-26_2core-intel-xeon_ema"
+KERNELS = "2026-12-01_2core-intel-xeon_kernels"
 COMPARISONS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
     (
         "NT-Xent, B = 4096, fp32 / bf16, forward + backward",
@@ -55,7 +54,7 @@ COMPARISONS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
         "lightly / timm",
         [(f"{KERNELS}/lars", "fastssl C", "lightly"), (f"{KERNELS}/lars", "fastssl C", "timm")],
     ),
-    ("EMA on ResNet-50", "torch's foreach call", [(f"{EMA}/ema", "fastssl", "torch _foreach_lerp_")]),
+    ("EMA on ResNet-50", "torch's foreach call", [(f"{KERNELS}/ema", "fastssl", "torch _foreach_lerp_")]),
 ]
 """Title, peer, and per ratio: the file of samples, our subject in it, theirs."""
 
