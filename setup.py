@@ -42,7 +42,7 @@ RENDERER = Extension(
 AVERAGE = Extension(
     "fastssl_kernels.ema.native._average",
     sources=["kernels/fastssl_kernels/ema/native/average.c"],
-    extra_compile_args=COMPILE,
+    extra_compile_args=[*COMPILE, "-ffp-contract=fast"],
     optional=True,
 )
 

@@ -29,13 +29,22 @@ def load(module: str, **jobs: type[ctypes.Structure]) -> ctypes.CDLL | None:
     """The library that setup.py built as `module`; None where it did not, or torch has no threads to run it on.
 
     jobs: of each function that runs a job, the layout; the library tells its size by `<function>_job`.
+
+    Raises:
+        RuntimeError: a library that does not load, or whose layouts are others.
     """
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None or _team() is None:
         return None
-    library = ctypes.CDLL(found.origin)
-    if any(library[f"{function}_job"]() != ctypes.sizeof(job) for function, job in jobs.items()):
-        raise RuntimeError(f"{found.origin} is not of this version of fastssl: install the package again")
+    again = "install the package again"
+    try:
+        library = ctypes.CDLL(found.origin)
+    except OSError as error:
+        raise RuntimeError(f"{found.origin} does not load ({error}): {again}") from error
+    for function, job in jobs.items():
+        size = getattr(library, f"{function}_job", None)
+        if size is None or size() != ctypes.sizeof(job):
+            raise RuntimeError(f"{found.origin} is not of this version of fastssl: {again}")
     return library
 
 

@@ -9,18 +9,20 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fastssl_kernels import native as libraries
 from fastssl_kernels.ema import ema_reference, ema_update_, native
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 SOURCE = (Path(native.__file__).parent / "average.c").read_text(encoding="utf-8")
 PIECE, STREAMS, WIDTH = (int(re.search(rf"#define {name} (\d+)", SOURCE)[1]) for name in ("PIECE", "STREAMS", "WIDTH"))
 
-# A convex combination in three rounded operations, of terms that may cancel.
+# Three roundings, where the processor multiplies and adds in one: the weight, the difference, the sum.
 TOLERANCE = 2e-7
 
 built = pytest.mark.skipif(not native.available(), reason="no library")
@@ -68,11 +70,16 @@ def test_pieces_of_many_sizes_on_several_threads(momentum, threads, answers):
     generator = torch.Generator().manual_seed(0)
     targets, onlines = ([torch.randn(size, generator=generator) for size in sizes] for _ in range(2))
     exact = [ema_reference(t.double(), o.double(), momentum) for t, o in zip(targets, onlines, strict=True)]
-    untouched, versions = [o.clone() for o in onlines], [t._version for t in targets]
+    start, untouched, versions = (
+        [t.double() for t in targets],
+        [o.clone() for o in onlines],
+        [t._version for t in targets],
+    )
     ema_update_(targets, onlines, momentum)
     assert answers == [True]
-    for t, expected in zip(targets, exact, strict=True):
-        torch.testing.assert_close(t.double(), expected, rtol=TOLERANCE, atol=4 * TOLERANCE)
+    for t, o, s, expected in zip(targets, onlines, start, exact, strict=True):
+        size = s.abs() + (1 - momentum) * o.abs()
+        assert ((t - expected).abs() <= TOLERANCE * size).all()
     assert all(map(torch.equal, onlines, untouched))
     assert [t._version for t in targets] == [version + 1 for version in versions]
 
@@ -126,36 +133,98 @@ def test_tensors_that_overlap_are_left_to_torch(answers):
     assert answers[3:] == [True]
 
 
+def updated(t, o):
+    ema_update_([t], [o], 0.75)
+    return t
+
+
+@built
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    "record",
+    [
+        make_fx,
+        lambda f: make_fx(f, pre_dispatch=True),
+        lambda f: lambda *args: torch.jit.trace(f, args, check_trace=False),
+    ],
+    ids=["make_fx", "pre-dispatch", "jit.trace"],
+)
+def test_a_recorded_update_is_repeated(record, answers):
+    program = record(updated)(torch.zeros(3), torch.ones(3))
+    assert torch.equal(program(torch.zeros(3), torch.full((3,), 4.0)), torch.ones(3))
+    assert answers == []
+
+
+@built
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_tangents_are_averaged_too():
+    with forward_ad.dual_level():
+        target = forward_ad.make_dual(torch.zeros(3), torch.full((3,), 8.0))
+        ema_update_([target], [forward_ad.make_dual(torch.ones(3), torch.full((3,), 4.0))], 0.75)
+        assert torch.equal(forward_ad.unpack_dual(target).tangent, torch.full((3,), 7.0))
+
+
 @built
 def test_what_only_stands_for_a_tensor_is_left_to_torch(answers):
     with FakeTensorMode():
         ema_update_([torch.zeros(3)], [torch.ones(3)], 0.9)
-    traced = make_fx(lambda t, o: ema_update_([t], [o], 0.9))(torch.zeros(3), torch.ones(3))
-    assert "_foreach_lerp_" in traced.code
+    ema_update_([torch.zeros(3, device="meta")], [torch.ones(3, device="meta")], 0.9)
     negative = torch.complex(torch.zeros(1), torch.ones(1)).conj().imag  # its memory holds 1
     target = torch.zeros(1)
     ema_update_([target], [negative], 0.75)
     assert target.item() == -0.25
-    assert answers == []
     ema_update_([target], [torch._efficientzerotensor((1,))], 0.75)
     assert target.item() == -0.25 * 0.75
-
-    def updated(t, o):
-        ema_update_([t], [o], 0.75)
-        return t
-
     assert torch.equal(torch.func.functionalize(updated)(torch.zeros(3), torch.ones(3)), torch.full((3,), 0.25))
-    assert answers == [False] * 2
+    assert not any(answers)
 
 
 @built
-def test_a_library_of_another_version_is_named(monkeypatch, afresh):
+def test_inference_tensors_change_in_inference_mode_only(answers):
+    with torch.inference_mode():
+        target = torch.zeros(3)
+        ema_update_([target], [torch.ones(3)], 0.75)
+        assert torch.equal(target, torch.full((3,), 0.25))
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
+        ema_update_([target], [torch.ones(3)], 0.75)
+    assert answers == [True]
+
+
+@built
+def test_a_profiler_sees_it():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        ema_update_([torch.zeros(3)], [torch.ones(3)], 0.75)
+    assert "ema_update_" in [event.name for event in profiler.events()]
+
+
+@built
+def test_threads_are_woken_only_where_torch_would(monkeypatch):
+    """A child that is forked later may use them only if its parent did not."""
+    asked = []
+    monkeypatch.setattr(native, "run", lambda function, job, *, alone: asked.append(alone))
+    for sizes in ([32768] * 8, [1] * 9, [40000] * 3, [1, 40000, 100000]):
+        ema_update_([torch.zeros(size) for size in sizes], [torch.ones(size) for size in sizes], 0.75)
+    assert asked == [True, True, True, False]
+
+
+@built
+@pytest.mark.parametrize("other", ["size", "names"])
+def test_a_library_of_another_version_is_named(other, monkeypatch, afresh):
     class Longer(native._Job):
         _fields_ = (("more", ctypes.c_int64),)
 
-    monkeypatch.setattr(native, "_Job", Longer)
+    jobs = {"fastssl_average": Longer} if other == "size" else {"fastssl_average_of_old": native._Job}
     with pytest.raises(RuntimeError, match="is not of this version of fastssl: install the package again"):
-        native.available()
+        libraries.load(f"{native.__name__}._average", **jobs)
+
+
+@built
+def test_a_library_that_does_not_load_is_named(tmp_path, monkeypatch, afresh):
+    broken = tmp_path / "_average.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(broken)))
+    with pytest.raises(RuntimeError, match=r"_average.so does not load \(.*\): install the package again"):
+        ema_update_([torch.zeros(3)], [torch.ones(3)], 0.75)
 
 
 @pytest.mark.parametrize("missing", ["library", "threads"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from ..check import DTYPES
 from . import native
 from .flat import is_dense, same_order
 from .scalar import host_scalar
+
+LAYOUT, DENSE = attrgetter("layout"), {torch.strided}
 
 
 def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float | Tensor) -> None:
@@ -30,14 +33,14 @@ def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: fl
 
     Raises:
         ValueError: lists of different length, shapes or devices that differ, momentum out of range.
-        TypeError: a tensor that is not of floating dtype.
+        TypeError: a tensor that is not dense or not of floating dtype.
     """
     targets, onlines = list(target), list(online)
     check_momentum("momentum", momentum)
     alike = _check_lists(targets, onlines)
     if not targets:
         return
-    if targets[0].device.type == "cpu":
+    if targets[0].device.type in ("cpu", "meta"):
         number = host_scalar(momentum, "momentum")
         check_momentum("momentum", number)
         _without_gradients(_on_cpu, targets, onlines, 1.0 - number, alike)
@@ -73,12 +76,23 @@ def _can_sweep(targets: list[Tensor], onlines: list[Tensor]) -> bool:
     return (
         native.available()
         and targets[0].dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0  # whoever listens is told what happens
+        and not _watched()
         and {*map(type, targets), *map(type, onlines)} <= {Tensor, torch.nn.Parameter}
         and not any(map(Tensor.is_neg, targets))
         and not any(map(Tensor.is_neg, onlines))
+        and (torch.is_inference_mode_enabled() or not any(map(Tensor.is_inference, targets)))
         and _one_order(targets, onlines)
+    )
+
+
+def _watched() -> bool:
+    """Whether somebody records or differentiates operations, who is to be shown torch's."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+        or torch.autograd.forward_ad._current_level >= 0
     )
 
 
@@ -112,15 +126,18 @@ def _alike(targets: list[Tensor], onlines: list[Tensor]) -> bool:
         if [*map(Tensor.size, targets)] != [*map(Tensor.size, onlines)]:
             return False
         kinds = torch._C._group_tensors_by_device_and_dtype([together], False)
-    except TypeError:
+    except (TypeError, RuntimeError):  # RuntimeError: nested tensors have no size
         return False
-    return len(kinds) == 1 and all(dtype in DTYPES for _, dtype in kinds)
+    return len(kinds) == 1 and all(dtype in DTYPES for _, dtype in kinds) and {*map(LAYOUT, together)} == DENSE
 
 
 def _check_pair(i: int, t: Tensor, o: Tensor, first: Tensor) -> None:
     for name, tensor in (("target", t), ("online", o)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}[{i}] must be a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+            raise TypeError(f"{name}[{i}] must be a dense tensor, got {kind}: pass tensor.to_dense() or its parts")
     if t.shape != o.shape:
         raise ValueError(f"target[{i}] and online[{i}] differ in shape: {tuple(t.shape)} and {tuple(o.shape)}")
     if t.device != first.device or o.device != first.device:
@@ -134,7 +151,7 @@ def _check_pair(i: int, t: Tensor, o: Tensor, first: Tensor) -> None:
 def check_momentum(name: str, momentum: float | Tensor) -> None:
     """In [0, 1]; of a tensor on a device nothing is read."""
     if isinstance(momentum, Tensor):
-        if momentum.numel() != 1 or not momentum.is_floating_point():
+        if momentum.ndim != 0 or not momentum.is_floating_point():
             got = f"{momentum.dtype} {tuple(momentum.shape)}"
             raise ValueError(f"{name} must be a number or a zero-dimensional tensor of floating dtype, got {got}")
         return

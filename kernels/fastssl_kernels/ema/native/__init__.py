@@ -9,11 +9,15 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from ...native import load, run
 
 _ALONE = 1 << 17
 """Numbers that one thread is quicker with than several."""
+_SHARED = 1 << 15
+"""Numbers of one tensor that torch keeps on one thread: with none larger its threads are left asleep, because a child
+that is forked may use them only if its parent did not."""
 
 
 class _Job(ctypes.Structure):
@@ -56,6 +60,7 @@ def average(targets: Sequence[Tensor], onlines: Sequence[Tensor], weight: float)
     job = _Job(*(numbers.buffer_info()[0] for numbers in (*places, sizes)), len(sizes), weight)
     if not library.fastssl_average_apart(ctypes.byref(job)):
         return False
-    run(library.fastssl_average, job, alone=sum(sizes) < _ALONE)
+    with record_function("ema_update_"):
+        run(library.fastssl_average, job, alone=sum(sizes) < _ALONE or max(sizes) <= _SHARED)
     torch.autograd.graph.increment_version(targets)  # as every other write in place does
     return True
