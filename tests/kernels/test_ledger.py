@@ -117,7 +117,7 @@ MAIN = {
 
 @pytest.mark.parametrize("op", sorted({row["op"] for row in STORED["rows"]}))
 def test_the_main_rows_compile_to_what_the_ledger_says(op):
-    check("--op", op, "--target", "sm_90", "--only", MAIN.get(op, ""))
+    check("--op", op, "--target", "sm_90", "--only", MAIN.get(op, ""), "--jobs", "2")
 
 
 def test_every_operation_that_ships_kernels_is_in_the_ledger():
