@@ -43,7 +43,7 @@ def subjects(device: torch.device, model: str = MODEL) -> dict[str, Callable[[],
     online = network(device, model)
     targets = [p.detach().clone() for p in online.parameters()]
     pair = (targets, list(online.parameters()))
-    found["fastssl A with EMA, one sweep"] = LARS(exclude_from_adaptation(online), 0.1, ema=pair).step
+    found["fastssl A with EMA, one call"] = LARS(exclude_from_adaptation(online), 0.1, ema=pair).step
     other = network(device, model)
     apart = LARS(exclude_from_adaptation(other), 0.1)
     theirs = [p.detach().clone() for p in other.parameters()]
@@ -124,7 +124,7 @@ def main() -> None:
     sizes, adapted = [p.numel() for p in parameters], [p.ndim > 1 for p in parameters]
     least = floor().bytes
     moved = {f"fastssl {variant}": least for variant in "ABC"}
-    moved["fastssl A with EMA, one sweep"] = cost.parameter_bytes(sizes, measured=adapted, averaged=True)
+    moved["fastssl A with EMA, one call"] = cost.parameter_bytes(sizes, measured=adapted, averaged=True)
     moved["torch SGD, fused (no LARS)"] = 20 * sum(sizes)
     report(samples, "fastssl C", options, moved)
 

@@ -24,7 +24,7 @@ def one_thread():
 def sweep(request, monkeypatch):
     """Whether the library in C is there, which not every machine can build."""
     if request.param == "sweep" and not native.available():
-        pytest.skip("no library")
+        pytest.skip("the library in C is not built: no compiler was found")
     monkeypatch.setattr(native, "available", lambda: request.param == "sweep")
 
 

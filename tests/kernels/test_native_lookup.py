@@ -21,22 +21,13 @@ from laws import assert_nearest
 VERSIONS = native.versions()
 SOURCE = Path(native.__file__).parent
 
-built = pytest.mark.skipif(not VERSIONS, reason="no library, or no instruction set that it has code for")
+built = pytest.mark.skipif(not VERSIONS, reason="the library in C is not built, or has no code for this processor")
 each_version = pytest.mark.parametrize("version", VERSIONS)
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request, monkeypatch):
-    monkeypatch.setattr(native, "_ALONE", 1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def unit(*shape):

@@ -33,7 +33,7 @@ def seed():
 def passes(request, monkeypatch):
     """Every law holds with torch's products and with those of the C library, whichever this machine prefers."""
     if request.param == "native" and not native.versions():
-        pytest.skip("no library, or no instruction set that it has code for")
+        pytest.skip("the library in C is not built, or has no code for this processor")
     monkeypatch.setattr(native, "preferred", lambda: request.param == "native")
     if request.param == "torch":
         monkeypatch.setattr(native, "versions", lambda: ())  # the second pass asks only for these

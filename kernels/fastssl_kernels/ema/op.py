@@ -20,9 +20,9 @@ LAYOUT, DENSE = attrgetter("layout"), {torch.strided}
 def ema_update_(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float | Tensor) -> None:
     """target ← momentum · target + (1 − momentum) · online, in place, tensor by tensor.
 
-    One kernel launch on CUDA for any number of tensors of one pair of dtypes; on the CPU one sweep in C where
-    all are dense fp32 tensors, else torch's interpolation. Batch-norm statistics are averaged only if the caller lists
-    them (the methods of this field do not).
+    One kernel launch on CUDA for any number of tensors of one pair of dtypes. On the CPU one sweep in C where all are
+    dense fp32 tensors and the momentum is above one half, else torch's interpolation, whose numbers are the same.
+    Batch-norm statistics are averaged only if the caller lists them (the methods of this field do not).
 
     Args:
         target: tensors to update, of floating dtype, any shapes and memory layouts. Arithmetic is float32, or float64
@@ -118,7 +118,7 @@ def _check_lists(targets: list[Tensor], onlines: list[Tensor]) -> bool:
 
 
 def _alike(targets: list[Tensor], onlines: list[Tensor]) -> bool:
-    """Whether all are of one device, one floating dtype and pair by pair of one shape; other lists may be right too."""
+    """Whether all are dense, of one device and floating dtype, pairs of one shape; other lists may be right too."""
     together: list[Tensor | None] = [*targets, *onlines]
     if not together:
         return True
